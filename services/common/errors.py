@@ -1,0 +1,68 @@
+"""Every error that a caller can act on.
+
+QuerentError
+├── BadRequest            fix the request: it names the index and the limit
+│   ├── BadImage          an image that cannot be used
+│   └── BadConfig         a configuration that cannot be run
+├── NotFound              ask for something else: it names what there is
+├── Conflict              the thing exists already, or its state forbids this
+├── Unavailable           try again: not ready yet, or a peer is away
+│   └── ModelNotReady     nothing is promoted yet
+├── Overloaded            try again later: a queue is full
+├── DeadlineExpired       the caller has stopped waiting
+├── DamagedArtefact       a file that is not what its checksum says
+├── LeaseLost             another worker owns the campaign now
+└── Stopped               the process was asked to stop; the work is given back
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuerentError(Exception):
+    """Base of all errors whose message is meant for the caller."""
+
+
+class BadRequest(QuerentError): ...
+
+
+class BadImage(BadRequest): ...
+
+
+class BadConfig(BadRequest): ...
+
+
+class NotFound(QuerentError): ...
+
+
+class Conflict(QuerentError): ...
+
+
+class Unavailable(QuerentError): ...
+
+
+class ModelNotReady(Unavailable): ...
+
+
+class Overloaded(QuerentError): ...
+
+
+class DeadlineExpired(QuerentError): ...
+
+
+class DamagedArtefact(QuerentError): ...
+
+
+class LeaseLost(QuerentError): ...
+
+
+class Stopped(QuerentError): ...
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, else all of them."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    if nearest:
+        return f"did you mean {nearest[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none"

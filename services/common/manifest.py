@@ -1,0 +1,89 @@
+"""manifest.json: what a model version is, what it was made from, and how to tell that it is whole."""
+
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.common.errors import DamagedArtefact
+
+MODEL_FILE = "model.onnx"
+HEAD_FILE = "head.onnx"
+MANIFEST_FILE = "manifest.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackboneInfo(_Frozen):
+    name: str
+    # Where the weights came from ("default", "none" or a path's file name) and what they were.
+    weights: str
+    weights_sha256: str
+    # Pixels of the network's own square input, after the upscaling inside the graph.
+    network_size: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    taps: str
+    pooling: str
+    flip: bool
+    precision: str
+
+
+class Parity(_Frozen):
+    """How far the exported graph is from the torch module, on real images."""
+
+    images: int
+    top1_disagreements: int
+    max_probability_error: float
+    max_logit_error: float
+
+
+class Manifest(_Frozen):
+    schema_version: int = 1
+    campaign: str
+    version: int = Field(ge=1)
+    round: int = Field(ge=0)
+    classes: tuple[str, ...]
+    input_height: int
+    input_width: int
+    embedding_id: str
+    embedding_size: int
+    # False when the backbone was trained in this round, so that the embeddings belong to this version alone.
+    embedding_shared: bool
+    backbone: BackboneInfo
+    # "zero" (nothing learned yet), "logistic" or "linear".
+    head: str
+    members: int = Field(ge=1)
+    temperature: float = Field(gt=0)
+    labels_used: int = Field(ge=0)
+    # split -> metric -> value; "test" only reports, "random_slice" decides.
+    metrics: dict[str, dict[str, float]]
+    parity: Parity
+    # file name -> sha256 in hex
+    files: dict[str, str]
+    created_at: datetime
+    software: dict[str, str]
+
+
+def read_manifest(version_dir: Path) -> Manifest:
+    """Raises DamagedArtefact when the file is missing, is not valid or names another version."""
+    path = version_dir / MANIFEST_FILE
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DamagedArtefact(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DamagedArtefact(f"{path}: {where}: {first['msg']}") from error
+    if (manifest.campaign, str(manifest.version)) != (version_dir.parent.name, version_dir.name):
+        raise DamagedArtefact(
+            f"{path} describes {manifest.campaign}/{manifest.version}; it lies in another version's folder"
+        )
+    missing = {MODEL_FILE, HEAD_FILE} - set(manifest.files)
+    if missing:
+        raise DamagedArtefact(f"{path} has no checksum of {', '.join(sorted(missing))}")
+    return manifest

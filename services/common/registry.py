@@ -1,0 +1,194 @@
+"""The model registry: a Triton model repository, with published and promoted versions kept apart.
+
+<root>/<campaign>/config.pbtxt, labels.txt, current, pinned
+<root>/<campaign>/<version>/model.onnx, head.onnx, manifest.json
+"""
+
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from services.common.errors import Conflict, DamagedArtefact, NotFound, did_you_mean
+from services.common.files import fsync_dir, sha256_file, write_atomically
+from services.common.manifest import Manifest, read_manifest
+
+CAMPAIGN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+MAX_BATCH_SIZE = 64
+_KEEP_NEWEST = 5
+
+
+def is_campaign_name(name: str) -> bool:
+    """Whether `name` may be a folder of the registry. No other string ever becomes a path."""
+    return CAMPAIGN_NAME.fullmatch(name) is not None
+
+
+class Registry:
+    """Reads and writes one registry folder. Writers: the trainer only."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # ---- reading -------------------------------------------------------------------------------------
+
+    def campaigns(self) -> list[str]:
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and is_campaign_name(p.name))
+
+    def versions(self, campaign: str) -> list[int]:
+        """Published versions, oldest first; none for an unknown campaign."""
+        if not is_campaign_name(campaign) or not (self.root / campaign).is_dir():
+            return []
+        names = (p.name for p in (self.root / campaign).iterdir() if p.is_dir())
+        return sorted(int(name) for name in names if re.fullmatch(r"[1-9][0-9]{0,8}", name))
+
+    def current(self, campaign: str) -> int | None:
+        """The promoted version, None while nothing is promoted."""
+        if not is_campaign_name(campaign):
+            return None
+        try:
+            text = (self.root / campaign / "current").read_text().strip()
+        except FileNotFoundError:
+            return None
+        if not text.isdecimal():
+            raise DamagedArtefact(f"{self.root / campaign / 'current'} holds {text[:20]!r}, not a version number")
+        return int(text)
+
+    def version_dir(self, campaign: str, version: int) -> Path:
+        """Raises NotFound, naming what there is."""
+        versions = self.versions(campaign)
+        if not versions:
+            raise NotFound(f"no model {campaign!r}; {did_you_mean(campaign, self.campaigns())}")
+        if version not in versions:
+            raise NotFound(f"no version {version} of {campaign!r}; published: {', '.join(map(str, versions))}")
+        return self.root / campaign / str(version)
+
+    def manifest(self, campaign: str, version: int) -> Manifest:
+        return read_manifest(self.version_dir(campaign, version))
+
+    def verify(self, campaign: str, version: int) -> Manifest:
+        """The manifest, after every file's checksum was compared. Raises DamagedArtefact."""
+        folder = self.version_dir(campaign, version)
+        manifest = read_manifest(folder)
+        for name, expected in manifest.files.items():
+            if Path(name).name != name:
+                raise DamagedArtefact(f"{folder}: the manifest names {name!r}, which is not a plain file name")
+            if not (folder / name).is_file():
+                raise DamagedArtefact(f"{folder / name} is missing")
+            if sha256_file(folder / name) != expected:
+                raise DamagedArtefact(f"{folder / name} does not match its checksum")
+        return manifest
+
+    # ---- writing -------------------------------------------------------------------------------------
+
+    def staging_dir(self) -> Path:
+        """A new folder on the same file system, outside the root: any other folder inside can stop Triton."""
+        folder = self.root.parent / f"{self.root.name}-staging" / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        return folder
+
+    def create_campaign(self, campaign: str, classes: Sequence[str]) -> None:
+        """The campaign's folder with its Triton configuration; nothing when it is there already."""
+        if not is_campaign_name(campaign):
+            raise Conflict(f"{campaign!r} is not a campaign name (a-z, 0-9 and -, at most 63)")
+        if (self.root / campaign).exists():
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        staged = self.staging_dir()
+        (staged / "labels.txt").write_text("".join(f"{name}\n" for name in classes))
+        (staged / "config.pbtxt").write_text(_triton_config(campaign, None))
+        staged.rename(self.root / campaign)
+        fsync_dir(self.root)
+
+    def publish(self, staged: Path, campaign: str, version: int) -> None:
+        """Move a complete staged version into place. A version that is there already stays as it is."""
+        target = self.root / campaign / str(version)
+        if target.exists():
+            shutil.rmtree(staged)
+            return
+        for path in staged.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        fsync_dir(staged)
+        staged.rename(target)
+        fsync_dir(target.parent)
+
+    def promote(self, campaign: str, version: int) -> None:
+        """Make `version` the one that answers. The small file `current` is the truth; Triton's follows."""
+        self.verify(campaign, version)
+        write_atomically(self.root / campaign / "current", f"{version}\n".encode())
+        self._write_config(campaign, version)
+
+    def rollback(self, campaign: str) -> int:
+        """Promote the newest version before the current one. Raises Conflict when there is none."""
+        current = self.current(campaign)
+        earlier = [
+            v for v in self.versions(campaign) if v < (current or 0) and self.manifest(campaign, v).head != "zero"
+        ]
+        if not earlier:
+            raise Conflict(f"{campaign!r} has no trained version before {current}")
+        self.promote(campaign, earlier[-1])
+        return earlier[-1]
+
+    def repair(self) -> None:
+        """Finish promotions that a crash cut short and drop what was left in staging."""
+        for campaign in self.campaigns():
+            current = self.current(campaign)
+            config = self.root / campaign / "config.pbtxt"
+            if not config.is_file() or config.read_text() != _triton_config(campaign, current):
+                self._write_config(campaign, current)
+        staging = self.root.parent / f"{self.root.name}-staging"
+        for left in staging.iterdir() if staging.is_dir() else ():
+            # Another worker may be staging right now; nothing stages for as long as a day.
+            if left.stat().st_mtime < time.time() - 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+
+    # ---- pins and pruning ----------------------------------------------------------------------------
+
+    def pinned(self, campaign: str) -> set[int]:
+        try:
+            return {int(v) for v in (self.root / campaign / "pinned").read_text().split()}
+        except FileNotFoundError:
+            return set()
+
+    def pin(self, campaign: str, version: int, pinned: bool = True) -> None:
+        self.version_dir(campaign, version)
+        pins = self.pinned(campaign) | {version} if pinned else self.pinned(campaign) - {version}
+        write_atomically(self.root / campaign / "pinned", " ".join(map(str, sorted(pins))).encode())
+
+    def prune(self, campaign: str, keep_newest: int = _KEEP_NEWEST, also_keep: Iterable[int] = ()) -> list[int]:
+        """Delete versions except current, the newest `keep_newest` and the pinned. Gives what went."""
+        versions = self.versions(campaign)
+        keep = {self.current(campaign), *versions[-keep_newest:], *self.pinned(campaign), *also_keep}
+        gone = [v for v in versions if v not in keep]
+        for version in gone:
+            # Out of the root in one step first, so that nobody ever sees half a version.
+            doomed = self.staging_dir() / str(version)
+            (self.root / campaign / str(version)).rename(doomed)
+            shutil.rmtree(doomed.parent)
+        return gone
+
+    def delete(self, campaign: str) -> None:
+        if is_campaign_name(campaign) and (self.root / campaign).is_dir():
+            doomed = self.staging_dir() / campaign
+            (self.root / campaign).rename(doomed)
+            shutil.rmtree(doomed.parent)
+
+    def _write_config(self, campaign: str, current: int | None) -> None:
+        write_atomically(self.root / campaign / "config.pbtxt", _triton_config(campaign, current).encode())
+
+
+def _triton_config(campaign: str, current: int | None) -> str:
+    """Triton completes names, types and dims from the graph; it must be told only what is not in there."""
+    versions = f" versions: [ {current} ] " if current else " "
+    return (
+        f'name: "{campaign}"\n'
+        'platform: "onnxruntime_onnx"\n'
+        f"max_batch_size: {MAX_BATCH_SIZE}\n"
+        'output [ { name: "probabilities" label_filename: "labels.txt" } ]\n'
+        f"version_policy {{ specific {{{versions}}} }}\n"
+    )

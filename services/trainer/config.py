@@ -1,0 +1,171 @@
+"""A campaign's configuration: one YAML file, checked whole before anything starts."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from services.common.errors import BadConfig, did_you_mean
+from services.common.registry import is_campaign_name
+
+_MAX_BASE_NAME = 56  # leaves room for "-" and a six-digit number within the registry's 63
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitConfig(_Section):
+    # A split of the source ("train", "test") or, for image folders, a subfolder of that name.
+    split: str
+    # The samples with the smallest ids: ids are content hashes, so this is a random draw that repeats anywhere.
+    limit: int | None = Field(default=None, ge=1)
+
+
+class SourceConfig(_Section):
+    kind: Literal["parquet", "folder", "manifest", "cifar10", "digits"]
+    # Relative to QUERENT_DATA_DIR. "cifar10" and "digits" know theirs.
+    location: str | None = None
+    # Canonical side in pixels: every image is resized to size x size once, before anything else.
+    size: int = Field(ge=8, le=1024)
+    pool: SplitConfig = SplitConfig(split="train")
+    test: SplitConfig = SplitConfig(split="test")
+    # For sources without a test split: this share of the pool, drawn by id, is set aside as test samples.
+    test_share: float = Field(default=0.2, gt=0, lt=1)
+    # When given, a sample of any other class is refused.
+    classes: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _location_where_needed(self) -> "SourceConfig":
+        if self.kind in ("parquet", "folder", "manifest") and not self.location:
+            raise ValueError(f"kind {self.kind!r} needs a location (a path relative to QUERENT_DATA_DIR)")
+        return self
+
+
+class BackboneConfig(_Section):
+    # "vgg16", "resnet50", "base_cnn" or any timm model name.
+    name: str
+    # "default" (QUERENT_WEIGHTS_DIR, then a verified download, then an installed package), "none" (random
+    # initialisation, by name only) or the path of a .safetensors file.
+    weights: str = "default"
+    # Side of the network's square input in pixels; None: what the weights were trained for (base_cnn: the source's).
+    input_size: int | None = Field(default=None, ge=8, le=1024)
+    taps: Literal["last"] = "last"
+    # Average the embedding of the image and of its mirror image: twice the compute.
+    flip: bool = False
+
+
+class LearnerConfig(_Section):
+    # "head": frozen backbone, head fitted on stored embeddings. "finetune": the network itself is trained.
+    mode: Literal["head", "finetune"] = "head"
+    # Inverse regularisation strengths that cross-validation inside the labelled set chooses from (head mode).
+    c_grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    # Folds of the cross-validation: chooses C, gives out-of-fold predictions for temperature and promotion.
+    folds: int = Field(default=5, ge=2, le=20)
+    # The rest is for finetune. How many of the network's last stages are trained, or "all".
+    stages: int | Literal["all"] = "all"
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    # Learning rate of the pretrained layers as a share of the head's.
+    backbone_lr_share: float = Field(default=0.1, gt=0, le=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    mirror: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class InitialConfig(_Section):
+    strategy: str = "random"
+    labels: int = Field(ge=2)
+
+
+class RoundsConfig(_Section):
+    # Rounds after the initial one, each with this many labels.
+    count: int = Field(ge=0)
+    batch: int = Field(ge=1)
+
+
+class CampaignConfig(_Section):
+    name: str
+    seed: int = Field(default=0, ge=0)
+    source: SourceConfig
+    backbone: BackboneConfig
+    learner: LearnerConfig = LearnerConfig()
+    strategy: str = "margin"
+    initial: InitialConfig
+    rounds: RoundsConfig
+    # Share of every batch drawn at random: the only rows that promotion and calibration look at.
+    random_share: float = Field(default=0.1, ge=0, le=1)
+    promotion: Literal["not_worse", "always", "manual"] = "not_worse"
+
+    @field_validator("name")
+    @classmethod
+    def _registry_name(cls, name: str) -> str:
+        if not is_campaign_name(name) or len(name) > _MAX_BASE_NAME:
+            raise ValueError(
+                f"use a-z, 0-9 and -, at most {_MAX_BASE_NAME} characters, starting with a letter or digit"
+            )
+        return name
+
+    @property
+    def budget(self) -> int:
+        """Labels the whole campaign may buy."""
+        return self.initial.labels + self.rounds.count * self.rounds.batch
+
+    @property
+    def last_round(self) -> int:
+        """Round 0 publishes the backbone, round 1 buys the initial labels, the others follow."""
+        return 1 + self.rounds.count
+
+    def batch_of(self, round_no: int) -> int:
+        """Labels that `round_no` buys."""
+        if round_no == 0:
+            return 0
+        return self.initial.labels if round_no == 1 else self.rounds.batch
+
+    def strategy_of(self, round_no: int) -> str:
+        return self.initial.strategy if round_no <= 1 else self.strategy
+
+
+def load_config(path: Path) -> CampaignConfig:
+    """Raises BadConfig that lists every mistake, with the nearest right key for a misspelt one."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path} is not valid YAML: {error}") from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Any, origin: str) -> CampaignConfig:
+    """The configuration in a plain value. Raises BadConfig; `origin` begins its message."""
+    if not isinstance(raw, dict):
+        raise BadConfig(f"{origin}: expected keys and values such as 'name: my-campaign'")
+    try:
+        return CampaignConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise BadConfig(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; {did_you_mean(str(problem['loc'][-1]), _keys_at(problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"missing key {where!r}"
+    given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+    return f"{where}: {problem['msg']}{given}" if where else f"{problem['msg']}{given}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Keys that the section at `location` knows."""
+    section: type[BaseModel] = CampaignConfig
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        section = field.annotation
+    return list(section.model_fields)
