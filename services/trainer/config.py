@@ -49,7 +49,8 @@ class BackboneConfig(_Section):
     # "default" (QUERENT_WEIGHTS_DIR, then a verified download, then an installed package), "none" (random
     # initialisation, by name only) or the path of a .safetensors file.
     weights: str = "default"
-    # Side of the network's square input in pixels; None: what the weights were trained for (base_cnn: the source's).
+    # Side of the network's square input in pixels; None: what the weights were trained for (base_cnn: the source's
+    # own size).
     input_size: int | None = Field(default=None, ge=8, le=1024)
     taps: Literal["last"] = "last"
     # Average the embedding of the image and of its mirror image: twice the compute.
