@@ -54,7 +54,7 @@ def read_source(sources_dir: Path, source_id: str) -> Source:
     """Raises NotFound or DamagedArtefact."""
     path = sources_dir / f"{source_id}.json"
     # The id comes from requests: compare it with what is there rather than make a path of it.
-    if path.name not in {p.name for p in sources_dir.glob("*.json")}:
+    if f"{source_id}.json" not in {p.name for p in sources_dir.glob("*.json")}:
         raise NotFound(f"no source {source_id!r}; is the trainer's sources folder the one mounted here?")
     try:
         return Source.model_validate_json(path.read_bytes())
@@ -165,8 +165,7 @@ class _RowGroupCache:
                 parquet = pq.ParquetFile(self._root / file)
             except (OSError, pa.ArrowInvalid) as error:
                 raise NotFound(
-                    f"{self._root / file} cannot be read; "
-                    "is QUERENT_DATA_DIR the folder that the source was made from?"
+                    f"{self._root / file} cannot be read; is QUERENT_DATA_DIR the folder that the source was made from?"
                 ) from error
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
             self._files[file] = parquet, np.cumsum(sizes)

@@ -1,0 +1,266 @@
+"""Campaigns in the database: every change is one transaction, and a worker's changes need its lease."""
+
+import json
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from services.common.errors import BadRequest, Conflict, NotFound, did_you_mean
+from services.trainer.campaign import Campaign, CampaignState, Label, Lease, Pick, Progress, Round
+from services.trainer.config import CampaignConfig, parse_config
+from services.trainer.oracle import Answer
+from services.trainer.pool import Pool
+from services.trainer.tables import CampaignRow, LabelRow, LeaseRow, PickRow, ProgressRow, RoundRow
+from services.trainer.transactions import Transactions, round_of
+
+
+class CampaignStore(Transactions):
+    """Reads need nothing; writes about a round's work take the lease and check its fencing token."""
+
+    # ---- campaigns -----------------------------------------------------------------------------------
+
+    def create(self, config: CampaignConfig, source_id: str, classes: Sequence[str]) -> Campaign:
+        """A new campaign named `<config.name>-<next free number>`, with round 0 ready to run."""
+        while True:
+            name = self._next_name(config.name)
+            try:
+                with self.writing() as session:
+                    session.add(
+                        CampaignRow(
+                            name=name,
+                            config=config.model_dump_json(),
+                            source_id=source_id,
+                            classes=json.dumps(list(classes)),
+                            state="running",
+                            created_at=time.time(),
+                        )
+                    )
+                    session.flush()
+                    session.add(LeaseRow(campaign=name, owner="", token=0, expires_at=0.0))
+                    session.add(RoundRow(campaign=name, round_no=0, state="training", strategy="none"))
+                return self.campaign(name)
+            except IntegrityError:
+                continue  # another process took the number in between
+
+    def _next_name(self, base: str) -> str:
+        with self.reading() as session:
+            names = session.scalars(select(CampaignRow.name).where(CampaignRow.name.startswith(f"{base}-"))).all()
+        numbers = (name.removeprefix(f"{base}-") for name in names)
+        return f"{base}-{1 + max((int(n) for n in numbers if n.isdecimal()), default=0)}"
+
+    def campaign(self, name: str) -> Campaign:
+        """Raises NotFound naming the nearest campaign."""
+        with self.reading() as session:
+            row = session.get(CampaignRow, name)
+            if row is None:
+                known = session.scalars(select(CampaignRow.name)).all()
+                raise NotFound(f"no campaign {name!r}; {did_you_mean(name, known)}")
+            return _campaign(row)
+
+    def campaigns(self) -> list[Campaign]:
+        """Oldest first."""
+        with self.reading() as session:
+            return [_campaign(r) for r in session.scalars(select(CampaignRow).order_by(CampaignRow.created_at))]
+
+    def set_state(self, name: str, state: CampaignState, reason: str, only_from: Sequence[str] = ()) -> None:
+        """Raises NotFound, or Conflict when the campaign is in none of the states of `only_from`."""
+        with self.writing() as session:
+            row = session.get(CampaignRow, name)
+            if row is None:
+                raise NotFound(f"no campaign {name!r}; {did_you_mean(name, session.scalars(select(CampaignRow.name)))}")
+            if only_from and row.state not in only_from:
+                raise Conflict(
+                    f"campaign {name!r} is {row.state}; this works only while it is {' or '.join(only_from)}"
+                )
+            row.state, row.reason = state, reason
+            if state == "running":
+                session.execute(update(RoundRow).where(RoundRow.campaign == name).values(failures=0, enqueued_at=0.0))
+
+    def set_reason(self, name: str, reason: str) -> None:
+        """What a running campaign waits for; empty when it goes on."""
+        with self.writing() as session:
+            session.execute(update(CampaignRow).where(CampaignRow.name == name).values(reason=reason))
+
+    def delete(self, name: str) -> None:
+        """Forget a campaign and everything about it."""
+        with self.writing() as session:
+            for table in (ProgressRow, LeaseRow, LabelRow, PickRow, RoundRow):
+                session.execute(delete(table).where(table.campaign == name))
+            session.execute(delete(CampaignRow).where(CampaignRow.name == name))
+
+    # ---- rounds --------------------------------------------------------------------------------------
+
+    def rounds(self, name: str) -> list[Round]:
+        with self.reading() as session:
+            rows = session.scalars(select(RoundRow).where(RoundRow.campaign == name).order_by(RoundRow.round_no))
+            return [round_of(row) for row in rows]
+
+    def round(self, name: str, round_no: int) -> Round:
+        """Raises NotFound."""
+        with self.reading() as session:
+            row = session.get(RoundRow, (name, round_no))
+            if row is None:
+                raise NotFound(f"campaign {name!r} has no round {round_no}")
+            return round_of(row)
+
+    def begin_round(self, lease: Lease, round_no: int, strategy: str) -> None:
+        """Nothing when the round is there already."""
+        with self.writing(lease) as session:
+            if session.get(RoundRow, (lease.campaign, round_no)) is None:
+                session.add(RoundRow(campaign=lease.campaign, round_no=round_no, state="selecting", strategy=strategy))
+
+    def save_picks(
+        self,
+        lease: Lease,
+        round_no: int,
+        picks: Sequence[Pick],
+        seconds: dict[str, float],
+        images_per_second: float | None,
+    ) -> None:
+        """Record what the round asks for; the round then waits for labels."""
+        scores = [p.score for p in picks if p.score is not None and not p.drawn_at_random]
+        with self.writing(lease) as session:
+            row = session.get_one(RoundRow, (lease.campaign, round_no))
+            if row.state != "selecting":
+                return
+            for rank, pick in enumerate(picks):
+                session.add(
+                    PickRow(
+                        campaign=lease.campaign,
+                        sample_id=pick.sample_id,
+                        round_no=round_no,
+                        rank=rank,
+                        score=pick.score,
+                        drawn_at_random=pick.drawn_at_random,
+                    )
+                )
+            row.state = "labelling"
+            row.query_score = sum(scores) / len(scores) if scores else None
+            row.images_per_second = images_per_second
+            row.seconds = json.dumps(seconds)
+
+    def picks(self, name: str, round_no: int) -> list[Pick]:
+        with self.reading() as session:
+            rows = session.scalars(
+                select(PickRow).where(PickRow.campaign == name, PickRow.round_no == round_no).order_by(PickRow.rank)
+            )
+            return [Pick(r.sample_id, r.score, r.drawn_at_random) for r in rows]
+
+    def save_labels(self, lease: Lease, round_no: int, answers: Sequence[Answer], class_count: int) -> None:
+        """Write all answers of a round in one transaction; the round can then be trained.
+
+        Raises BadRequest for an answer that names a class that is not there or a sample that was not asked
+        for; nothing is written then.
+        """
+        with self.writing(lease) as session:
+            row = session.get_one(RoundRow, (lease.campaign, round_no))
+            if row.state != "labelling":
+                return
+            asked = {p.sample_id: p for p in self._asked(session, lease.campaign, round_no)}
+            for answer in answers:
+                if not 0 <= answer.class_index < class_count:
+                    raise BadRequest(
+                        f"sample {answer.sample_id}: class {answer.class_index} is not one of 0..{class_count - 1}"
+                    )
+                if answer.sample_id not in asked:
+                    raise BadRequest(f"sample {answer.sample_id} was not asked for in round {round_no}")
+                session.add(_label_row(lease.campaign, round_no, answer, asked[answer.sample_id].drawn_at_random))
+            row.state = "training"
+
+    def _asked(self, session: Session, name: str, round_no: int) -> list[PickRow]:
+        query = select(PickRow).where(PickRow.campaign == name, PickRow.round_no == round_no)
+        return list(session.scalars(query))
+
+    def labels(self, name: str, up_to_round: int | None = None) -> list[Label]:
+        """In the order in which the picks were made: the same order after any crash."""
+        query = (
+            select(LabelRow, PickRow.rank)
+            .join(PickRow, (PickRow.campaign == LabelRow.campaign) & (PickRow.sample_id == LabelRow.sample_id))
+            .where(LabelRow.campaign == name)
+            .order_by(LabelRow.round_no, PickRow.rank)
+        )
+        if up_to_round is not None:
+            query = query.where(LabelRow.round_no <= up_to_round)
+        with self.reading() as session:
+            return [
+                Label(r.sample_id, r.class_index, r.annotator, r.origin, r.round_no, r.drawn_at_random)
+                for r in session.scalars(query)
+            ]
+
+    def pool(self, name: str, ids: Sequence[str]) -> Pool:
+        """The pool with what has been asked for so far counted as labelled."""
+        with self.reading() as session:
+            picked = session.execute(
+                select(PickRow.sample_id, PickRow.round_no)
+                .where(PickRow.campaign == name)
+                .order_by(PickRow.round_no, PickRow.rank)
+            ).all()
+        return Pool(tuple(ids), {row.sample_id: row.round_no for row in picked})
+
+    def save_round(self, lease: Lease, done: Round) -> None:
+        """The round's last commit. A round that is done already stays as it is."""
+        with self.writing(lease) as session:
+            row = session.get_one(RoundRow, (lease.campaign, done.round_no))
+            if row.state == "done":
+                return
+            row.state, row.version = "done", done.version
+            row.promoted, row.promotion_reason = done.promoted, done.promotion_reason
+            row.seconds = json.dumps({**json.loads(row.seconds), **done.seconds})
+            row.report = json.dumps(done.report)
+
+    def count_failure(self, name: str, round_no: int) -> int:
+        """How often the round has failed, this time included."""
+        with self.writing() as session:
+            row = session.get_one(RoundRow, (name, round_no))
+            row.failures += 1
+            return row.failures
+
+    def finish(self, lease: Lease, reason: str) -> None:
+        with self.writing(lease) as session:
+            row = session.get_one(CampaignRow, lease.campaign)
+            if row.state == "running":
+                row.state, row.reason = "finished", reason
+            session.execute(delete(ProgressRow).where(ProgressRow.campaign == lease.campaign))
+
+    # ---- progress ------------------------------------------------------------------------------------
+
+    def save_progress(self, name: str, round_no: int, phase: str, done: int, total: int) -> None:
+        now = time.time()
+        with self.writing() as session:
+            row = session.get(ProgressRow, name)
+            if row is None:
+                row = ProgressRow(campaign=name)
+                session.add(row)
+            if (row.round_no, row.phase) != (round_no, phase):
+                row.started_at = now
+            row.round_no, row.phase, row.done, row.total, row.updated_at = round_no, phase, done, total, now
+
+    def progress(self, name: str) -> Progress | None:
+        with self.reading() as session:
+            r = session.get(ProgressRow, name)
+            if r is None:
+                return None
+            return Progress(r.campaign, r.round_no, r.phase, r.done, r.total, r.started_at, r.updated_at)
+
+
+def _campaign(row: CampaignRow) -> Campaign:
+    config = parse_config(json.loads(row.config), f"campaign {row.name}")
+    classes = tuple(json.loads(row.classes))
+    state: CampaignState = row.state  # type: ignore[assignment]
+    return Campaign(row.name, config, row.source_id, classes, state, row.reason, row.created_at)
+
+
+def _label_row(name: str, round_no: int, answer: Answer, drawn_at_random: bool) -> LabelRow:
+    return LabelRow(
+        campaign=name,
+        sample_id=answer.sample_id,
+        class_index=answer.class_index,
+        annotator=answer.annotator,
+        origin=answer.origin,
+        round_no=round_no,
+        drawn_at_random=drawn_at_random,
+        created_at=time.time(),
+    )

@@ -1,0 +1,76 @@
+"""Opening the database: SQLite as safe as it can be, PostgreSQL as it is, both migrated under a lock."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from services.common.errors import BadConfig, Unavailable
+
+# Any constant will do; it must only differ from other advisory locks in the same PostgreSQL database.
+_MIGRATION_LOCK = 7_241_090
+
+
+def open_database(url: str) -> Engine:
+    """An engine on a migrated database. Raises BadConfig for a bad URL, Unavailable when it cannot be reached."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise BadConfig(f"TRAINER_DATABASE_URL {url!r} is not a database URL (sqlite:///path.db)") from error
+    engine = _open_sqlite(url, parsed.database) if parsed.get_backend_name() == "sqlite" else create_engine(url)
+    try:
+        with _migration_lock(engine, parsed.database), engine.connect() as connection:
+            _migrate(connection)
+    except OperationalError as error:
+        shown = parsed.render_as_string(hide_password=True)
+        raise Unavailable(f"the database {shown} cannot be opened: {error.orig}") from error
+    return engine
+
+
+def _open_sqlite(url: str, path: str | None) -> Engine:
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN is deferred and can deadlock on upgrade; ours is below.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+@contextmanager
+def _migration_lock(engine: Engine, path: str | None) -> Iterator[None]:
+    if engine.dialect.name == "sqlite":
+        with Path(f"{path}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        return
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+
+
+def _migrate(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    connection.commit()

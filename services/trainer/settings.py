@@ -1,0 +1,55 @@
+"""The trainer's only reader of the environment."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _beside_checkout(name: str, otherwise: str) -> Path:
+    """../shared/<name> in a development checkout, else a folder of our own."""
+    shared = Path("../shared") / name
+    return shared if shared.is_dir() else Path(otherwise)
+
+
+class Settings(BaseSettings):
+    """TRAINER_* variables; every mistake is reported at once and at start."""
+
+    model_config = SettingsConfigDict(env_prefix="TRAINER_", frozen=True, populate_by_name=True)
+
+    database_url: str = "sqlite:///.querent/trainer.db"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    # host:port of one replica, or a DNS name that resolves to all of them.
+    inference_address: str = "127.0.0.1:8001"
+    registry_dir: Path = Path(".querent/registry")
+    sources_dir: Path = Path(".querent/sources")
+    embeddings_dir: Path = Path(".querent/embeddings")
+    reports_dir: Path = Path(".querent/reports")
+    # Exported backbones and what was measured on them: safe to delete, costly to make again.
+    cache_dir: Path = Path(".querent/cache")
+    data_dir: Path = Field(
+        default_factory=lambda: _beside_checkout("data", ".querent/data"), validation_alias="QUERENT_DATA_DIR"
+    )
+    weights_dir: Path = Field(
+        default_factory=lambda: _beside_checkout("weights", ".querent/weights"),
+        validation_alias="QUERENT_WEIGHTS_DIR",
+    )
+    metrics_host: str = "127.0.0.1"
+    # 0: no metrics server.
+    metrics_port: int = Field(default=8003, ge=0, le=65535)
+    # How long a worker owns a campaign without a sign of life, in seconds.
+    lease_seconds: float = Field(default=30.0, gt=0)
+    # How often a worker looks for tasks that are due, in seconds.
+    due_seconds: float = Field(default=10.0, gt=0)
+    # Shards of the pool that are scored side by side; about the number of inference replicas.
+    scoring_parallelism: int = Field(default=2, ge=1)
+    # Torch, BLAS and onnxruntime threads; 0: as many as this process may use.
+    threads: int = Field(default=0, ge=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_style: Literal["json", "console"] = "json"
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))

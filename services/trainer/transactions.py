@@ -1,0 +1,52 @@
+"""Transactions on the campaign database: reads need nothing, a worker's writes need its lease."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from services.common.errors import LeaseLost
+from services.trainer.campaign import Lease, Round
+from services.trainer.tables import LeaseRow, RoundRow
+
+
+class Transactions:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        with Session(self._engine.execution_options(read_only=True)) as session:
+            yield session
+
+    @contextmanager
+    def writing(self, lease: Lease | None = None) -> Iterator[Session]:
+        """Commits at the end. Raises LeaseLost when `lease` is not the newest: then nothing is written."""
+        with Session(self._engine) as session, session.begin():
+            if lease is not None:
+                _check(session, lease)
+            yield session
+
+
+def _check(session: Session, lease: Lease) -> None:
+    row = session.get(LeaseRow, lease.campaign, with_for_update=True)
+    if row is None or row.token != lease.token:
+        raise LeaseLost(f"another worker owns campaign {lease.campaign!r} now")
+
+
+def round_of(row: RoundRow) -> Round:
+    return Round(
+        campaign=row.campaign,
+        round_no=row.round_no,
+        state=row.state,  # type: ignore[arg-type] # written by this module only
+        strategy=row.strategy,
+        version=row.version,
+        promoted=row.promoted,
+        promotion_reason=row.promotion_reason,
+        query_score=row.query_score,
+        images_per_second=row.images_per_second,
+        seconds=json.loads(row.seconds),
+        report=json.loads(row.report),
+    )

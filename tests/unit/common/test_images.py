@@ -1,0 +1,68 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from services.common.errors import BadImage
+from services.common.images import decode
+
+
+def encoded(width: int, height: int, kind: str = "PNG", mode: str = "RGB", **save: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 128).save(buffer, kind, **save)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16"])
+def test_every_colour_mode_becomes_uint8_rgb(mode):
+    pixels = decode(encoded(9, 7, mode=mode), 32, 16)
+    assert pixels.shape == (32, 16, 3)
+    assert pixels.dtype == np.uint8
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels():
+    rng = np.random.default_rng(0)
+    original = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(original).save(buffer, "PNG")
+    assert np.array_equal(decode(buffer.getvalue(), 32, 32), original)
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (8, 4), (255, 0, 0))
+    image.paste((0, 0, 255), (4, 0, 8, 4))  # red on the left, blue on the right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: red is on top
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif)
+    pixels = decode(buffer.getvalue(), 8, 4)
+    assert pixels[0, 0, 0] > 200
+    assert pixels[7, 0, 2] > 200
+
+
+def test_zero_bytes_are_refused():
+    with pytest.raises(BadImage, match="empty"):
+        decode(b"", 32, 32)
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(BadImage, match="not an image"):
+        decode(b"hello, this is text", 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_image_is_refused(kind):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, kind)
+    with pytest.raises(BadImage, match=r"truncated|broken"):
+        decode(buffer.getvalue()[: len(buffer.getvalue()) // 2], 32, 32)
+
+
+@pytest.mark.parametrize("side", [9_000, 20_000])  # above our limit; above Pillow's own as well
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
+    bomb = encoded(side, side, mode="1")
+    assert len(bomb) < 100_000
+    with pytest.raises(BadImage, match="the limit is 64000000 pixels"):
+        decode(bomb, 32, 32)

@@ -1,0 +1,151 @@
+import time
+
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from services.common.errors import BadRequest, Conflict, LeaseLost, NotFound
+from services.trainer.campaign import Pick, Round
+from services.trainer.oracle import Answer
+from services.trainer.tables import Base
+from tests.unit.trainer.conftest import make_config
+
+
+@pytest.fixture
+def campaign(store):
+    return store.create(make_config(), "source", ["cat", "dog"])
+
+
+@pytest.fixture
+def lease(leases, campaign):
+    return leases.take_lease(campaign.name, "me", 30)
+
+
+def picked(store, lease, round_no=1, ids=("a", "b")):
+    store.begin_round(lease, round_no, "random")
+    store.save_picks(lease, round_no, [Pick(i, 0.5, True) for i in ids], {"score": 1.0}, 100.0)
+
+
+def answers(*pairs):
+    return [Answer(sample, index, "simulated", "simulated") for sample, index in pairs]
+
+
+def test_campaigns_are_numbered(store):
+    names = [store.create(make_config(), "source", ["cat", "dog"]).name for _ in range(3)]
+    assert names == ["demo-1", "demo-2", "demo-3"]
+
+
+def test_an_unknown_campaign_names_the_nearest(store, campaign):
+    with pytest.raises(NotFound, match="did you mean 'demo-1'"):
+        store.campaign("demo-11")
+
+
+def test_a_second_worker_gets_no_lease(leases, campaign, lease):
+    assert leases.take_lease(campaign.name, "you", 30) is None
+
+
+def test_an_expired_lease_passes_on_and_the_old_owner_can_write_nothing(store, leases, campaign):
+    old = leases.take_lease(campaign.name, "old", 0.05)
+    time.sleep(0.1)
+    new = leases.take_lease(campaign.name, "new", 30)
+    assert new.token == old.token + 1
+    with pytest.raises(LeaseLost):
+        store.begin_round(old, 1, "random")
+    with pytest.raises(LeaseLost):
+        leases.renew_lease(old, 30)
+    assert [r.round_no for r in store.rounds(campaign.name)] == [0]
+    leases.give_back(old)  # changes nothing for the new owner
+    store.begin_round(new, 1, "random")
+
+
+def test_a_lease_that_is_given_back_is_free_at_once(leases, campaign, lease):
+    leases.give_back(lease)
+    assert leases.take_lease(campaign.name, "you", 30) is not None
+
+
+@pytest.mark.parametrize("state", ["paused", "cancelled", "finished", "failed"])
+def test_nobody_gets_the_lease_of_a_campaign_at_rest(store, leases, campaign, state):
+    store.set_state(campaign.name, state, "")
+    assert leases.take_lease(campaign.name, "me", 30) is None
+    assert leases.due_rounds(0) == []
+
+
+def test_labels_are_written_together_or_not_at_all(store, lease, campaign):
+    picked(store, lease)
+    with pytest.raises(BadRequest, match="sample b: class 7"):
+        store.save_labels(lease, 1, answers(("a", 0), ("b", 7)), class_count=2)
+    assert store.labels(campaign.name) == []
+    assert store.round(campaign.name, 1).state == "labelling"
+
+
+def test_an_answer_that_was_not_asked_for_is_refused(store, lease, campaign):
+    picked(store, lease)
+    with pytest.raises(BadRequest, match="not asked for"):
+        store.save_labels(lease, 1, answers(("a", 0), ("z", 1)), class_count=2)
+    assert store.labels(campaign.name) == []
+
+
+def test_saving_labels_twice_keeps_the_first(store, lease, campaign):
+    picked(store, lease)
+    store.save_labels(lease, 1, answers(("b", 1), ("a", 0)), class_count=2)
+    store.save_labels(lease, 1, answers(("a", 1), ("b", 0)), class_count=2)
+    labels = store.labels(campaign.name)
+    assert [(label.sample_id, label.class_index) for label in labels] == [("a", 0), ("b", 1)]
+    assert all(label.drawn_at_random for label in labels)
+
+
+def test_picks_are_recorded_once(store, lease, campaign):
+    picked(store, lease)
+    store.save_picks(lease, 1, [Pick("c", 1.0, False)], {}, None)
+    assert [p.sample_id for p in store.picks(campaign.name, 1)] == ["a", "b"]
+    assert store.pool(campaign.name, ["a", "b", "c"]).unlabelled == ("c",)
+
+
+def test_a_finished_round_stays_as_it_is(store, lease, campaign):
+    picked(store, lease)
+    store.save_round(lease, Round(campaign.name, 1, "done", "random", version=2, report={"labels": 2}))
+    store.save_round(lease, Round(campaign.name, 1, "done", "random", version=9, report={"labels": 9}))
+    saved = store.round(campaign.name, 1)
+    assert (saved.version, saved.report, saved.seconds) == (2, {"labels": 2}, {"score": 1.0})
+
+
+def test_what_is_due_is_the_newest_round_that_nobody_works_on(store, leases, campaign, lease):
+    assert leases.due_rounds(0) == []  # it is being worked on
+    store.begin_round(lease, 1, "random")
+    leases.give_back(lease)
+    assert [(r.campaign, r.round_no) for r in leases.due_rounds(60)] == [("demo-1", 1)]
+    assert leases.due_rounds(60) == []  # enqueued a moment ago
+    assert [r.round_no for r in leases.due_rounds(-1)] == [1]
+
+
+def test_a_state_change_that_makes_no_sense_is_refused(store, campaign):
+    store.set_state(campaign.name, "cancelled", "")
+    with pytest.raises(Conflict, match="is cancelled"):
+        store.set_state(campaign.name, "running", "", only_from=("paused",))
+
+
+def test_delete_forgets_everything(store, leases, lease, campaign):
+    picked(store, lease)
+    store.save_progress(campaign.name, 1, "score", 1, 2)
+    store.delete(campaign.name)
+    assert store.campaigns() == []
+    assert leases.due_rounds(0) == []
+
+
+def test_progress_keeps_the_start_of_its_phase(store, campaign):
+    store.save_progress(campaign.name, 1, "score", 1, 10)
+    first = store.progress(campaign.name)
+    store.save_progress(campaign.name, 1, "score", 5, 10)
+    second = store.progress(campaign.name)
+    assert (second.done, second.started_at) == (5, first.started_at)
+
+
+def test_the_migrations_make_the_schema_that_the_code_uses(engine, tmp_path):
+    from_code = create_engine(f"sqlite:///{tmp_path}/code.db")
+    Base.metadata.create_all(from_code)
+
+    def shape(some_engine):
+        inspector = inspect(some_engine)
+        names = sorted(n for n in inspector.get_table_names() if n != "alembic_version")
+        return {n: sorted((c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(n)) for n in names}
+
+    assert shape(engine) == shape(from_code)

@@ -1,0 +1,43 @@
+import pytest
+
+from services.common.errors import BadConfig
+from services.trainer.config import load_config
+from tests.unit.trainer.conftest import make_config
+
+
+def test_a_misspelt_key_names_the_nearest_right_one():
+    with pytest.raises(BadConfig, match=r"unknown key 'backbon'; did you mean 'backbone'\?"):
+        make_config(backbon={"name": "vgg16"})
+
+
+def test_a_misspelt_key_inside_a_section_is_found_too():
+    with pytest.raises(BadConfig, match=r"unknown key 'rounds.batchs'; did you mean 'batch'\?"):
+        make_config(rounds={"count": 1, "batchs": 10})
+
+
+def test_every_mistake_is_reported_at_once():
+    with pytest.raises(BadConfig) as caught:
+        make_config(name="Not A Name", rounds={"count": -1, "batch": 0}, promotion="sometimes")
+    text = str(caught.value)
+    assert all(key in text for key in ("name:", "rounds.count", "rounds.batch", "promotion"))
+
+
+def test_the_budget_is_the_initial_labels_and_all_batches():
+    config = make_config(initial={"labels": 100}, rounds={"count": 5, "batch": 100})
+    assert config.budget == 600
+    assert [config.batch_of(r) for r in range(7)] == [0, 100, 100, 100, 100, 100, 100]
+    assert config.last_round == 6
+
+
+def test_what_is_no_yaml_is_explained(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: [unclosed")
+    with pytest.raises(BadConfig, match="not valid YAML"):
+        load_config(path)
+    with pytest.raises(BadConfig, match="cannot be read"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_a_folder_source_needs_a_location():
+    with pytest.raises(BadConfig, match="needs a location"):
+        make_config(source={"kind": "folder", "size": 32})
