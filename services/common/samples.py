@@ -96,8 +96,12 @@ class SampleStore:
 
     def encoded(self, ids: Sequence[str]) -> list[bytes]:
         """The samples' files as they lie in the source."""
-        places = [self._index.place(position) for position in self.positions(ids)]
-        return [self._read(file, row) for file, row in places]
+        positions = self.positions(ids)
+        out = [b""] * len(ids)
+        # In storage order, so that each row group of a parquet file is read once.
+        for i in np.argsort(positions, kind="stable"):
+            out[i] = self._read(*self._index.place(int(positions[i])))
+        return out
 
     def images(self, ids: Sequence[str]) -> np.ndarray:
         """Decoded images, uint8 RGB [N, H, W, 3]. Raises BadImage naming the sample."""
@@ -140,7 +144,7 @@ class _Index:
             raise NotFound(f"no sample {error.args[0]!r} in this source") from None
 
     def place(self, position: int) -> tuple[str, int]:
-        return self._files[int(position)].as_py(), int(self._rows[position])
+        return self._files[position].as_py(), int(self._rows[position])
 
 
 class _RowGroupCache:

@@ -1,0 +1,42 @@
+"""Starting a campaign: everything that can be wrong is found before anything is created."""
+
+from pathlib import Path
+
+from services.common.errors import BadConfig
+from services.common.samples import Source
+from services.trainer.campaign import Campaign
+from services.trainer.campaign_store import CampaignStore
+from services.trainer.config import CampaignConfig
+from services.trainer.oracle import read_truth
+from services.trainer.sources import ProgressBar, make_source
+from services.trainer.strategies import strategy
+
+
+def start_campaign(
+    config: CampaignConfig, store: CampaignStore, data_dir: Path, sources_dir: Path, progress: ProgressBar
+) -> Campaign:
+    """Make or find the source, check the budget against it, and create the campaign.
+
+    Raises BadConfig; nothing is created then, apart from a source that the next try finds ready.
+    """
+    strategy(config.strategy)
+    if strategy(config.initial.strategy).acquisition is not None:
+        raise BadConfig(f"initial.strategy {config.initial.strategy!r} needs a trained model; use random or k_center")
+    source = make_source(config.source, data_dir, sources_dir, progress)
+    _check(config, source, sources_dir)
+    return store.create(config, source.source_id, source.classes)
+
+
+def _check(config: CampaignConfig, source: Source, sources_dir: Path) -> None:
+    pool = source.splits["pool"]
+    if pool < config.budget:
+        raise BadConfig(
+            f"the pool has {pool} samples and the budget is {config.budget} labels "
+            f"({config.initial.labels} + {config.rounds.count} x {config.rounds.batch}); "
+            "lower rounds.count or rounds.batch, or add images"
+        )
+    if source.splits["test"] == 0:
+        raise BadConfig("the source has no test samples; raise source.test_share or add a test split")
+    if len(source.classes) < 2:
+        raise BadConfig(f"the source has {len(source.classes)} class; a classifier needs two")
+    read_truth(sources_dir, source)

@@ -1,0 +1,164 @@
+"""Running a task: take the lease, run its steps, and decide what a failure means."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from services.common.errors import (
+    BadRequest,
+    Conflict,
+    LeaseLost,
+    NotFound,
+    QuerentError,
+    Stopped,
+    Unavailable,
+)
+from services.common.registry import Registry
+from services.trainer.campaign import Campaign, Lease, Round
+from services.trainer.campaign_store import CampaignStore
+from services.trainer.learning import Watch
+from services.trainer.leases import LeaseStore
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.rounds import OnStep, RoundRunner, Tools
+from services.trainer.worker import LeaseKeeper, RoundWatch
+
+log = structlog.get_logger()
+
+# Errors that the same input would meet again: trying once more only wastes time.
+_PERMANENT = (BadRequest, NotFound, Conflict)
+_MAX_FAILURES = 3
+
+MakeTools = Callable[[Campaign, Watch], Tools]
+Enqueue = Callable[[str, str, int], None]
+OnFinished = Callable[[Campaign, str], None]
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """A campaign while this worker holds its lease."""
+
+    campaign: Campaign
+    lease: Lease
+    watch: Watch
+
+
+class TaskRunner:
+    """The three tasks. Each may be delivered twice, late or to several workers at once."""
+
+    def __init__(
+        self,
+        store: CampaignStore,
+        leases: LeaseStore,
+        registry: Registry,
+        make_tools: MakeTools,
+        metrics: TrainerMetrics,
+        owner: str,
+        lease_seconds: float,
+        on_finished: OnFinished,
+        on_step: OnStep,
+    ) -> None:
+        self.store = store
+        self.leases = leases
+        self.metrics = metrics
+        self.stop = threading.Event()
+        self._registry = registry
+        self._make_tools = make_tools
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._on_finished = on_finished
+        self._on_step = on_step
+
+    def select_batch(self, name: str, round_no: int, enqueue: Enqueue) -> None:
+        def work(owned: _Owned) -> bool:
+            self._rounds(owned).select_batch(round_no)
+            return True
+
+        if self._under_lease(name, round_no, work):
+            enqueue("train_round", name, round_no)
+
+    def train_round(self, name: str, round_no: int, enqueue: Enqueue) -> None:
+        def work(owned: _Owned) -> bool:
+            return self._rounds(owned).train_round(round_no)
+
+        if self._under_lease(name, round_no, work):
+            self.metrics.restore(self.store)
+            enqueue("advance_campaign", name, round_no)
+
+    def advance_campaign(self, name: str, round_no: int, enqueue: Enqueue) -> None:
+        """Begin the next round, or finish when the budget is spent."""
+        if self._under_lease(name, round_no, self._advance):
+            enqueue("select_batch", name, self.store.rounds(name)[-1].round_no)
+        self.metrics.restore(self.store)
+
+    def _rounds(self, owned: "_Owned") -> RoundRunner:
+        tools = self._make_tools(owned.campaign, owned.watch)
+        return RoundRunner(self.store, self._registry, owned.campaign, tools, owned.lease, owned.watch, self._on_step)
+
+    def _advance(self, owned: "_Owned") -> bool:
+        campaign, newest = owned.campaign, self.store.rounds(owned.campaign.name)[-1]
+        if newest.state != "done":
+            return newest.state == "selecting"
+        if newest.round_no >= campaign.config.last_round:
+            reason = f"the budget is spent: {newest.report['labels']} labels bought"
+            self._write_report(campaign, reason)
+            self.store.finish(owned.lease, reason)
+            return False
+        following = newest.round_no + 1
+        self.store.begin_round(owned.lease, following, campaign.config.strategy_of(following))
+        return True
+
+    def _write_report(self, campaign: Campaign, reason: str) -> None:
+        try:
+            self._on_finished(campaign, reason)
+        # The report can be written again at any time; the campaign must not fail for the want of a picture.
+        except Exception as error:
+            log.error("report_not_written", campaign=campaign.name, exc_info=error)
+
+    def _under_lease(self, name: str, round_no: int, work: Callable[["_Owned"], bool]) -> bool:
+        """What `work` says, False when it was not done: without the lease somebody else does it, or nobody."""
+        lease = self.leases.take_lease(name, self._owner, self._lease_seconds)
+        if lease is None:
+            return False
+        keeper = LeaseKeeper(self.leases, lease, self._lease_seconds, self.stop)
+        watch = RoundWatch(keeper, self.store, name, round_no)
+        with keeper.kept():
+            try:
+                campaign = self.store.campaign(name)
+                if campaign.reason:
+                    self.store.set_reason(name, "")
+                return work(_Owned(campaign, lease, watch))
+            except (Stopped, LeaseLost) as error:
+                log.info("work_given_back", campaign=name, round=round_no, why=str(error))
+            except Unavailable as error:
+                # Not the campaign's fault: the lease goes back and the next look at what is due tries again.
+                self._waits(name, round_no, error)
+            except _PERMANENT as error:
+                self._fails(name, round_no, error)
+            except Exception as error:
+                self._failed_once(name, round_no, error)
+        return False
+
+    def _waits(self, name: str, round_no: int, error: Unavailable) -> None:
+        log.warning("campaign_waits", campaign=name, round=round_no, why=str(error))
+        self.metrics.count_failure(name, "unavailable")
+        self.store.set_reason(name, f"waiting: {error}")
+
+    def _failed_once(self, name: str, round_no: int, error: Exception) -> None:
+        failures = self.store.count_failure(name, round_no)
+        log.error("round_failed", campaign=name, round=round_no, failures=failures, exc_info=error)
+        self.metrics.count_failure(name, "error")
+        if failures >= _MAX_FAILURES:
+            self._fails(name, round_no, error)
+
+    def _fails(self, name: str, round_no: int, error: Exception) -> None:
+        told = str(error) if isinstance(error, QuerentError) else f"{type(error).__name__}: {error}"
+        log.error("campaign_failed", campaign=name, round=round_no, why=told)
+        self.metrics.count_failure(name, "campaign_failed")
+        self.store.set_state(name, "failed", f"round {round_no}: {told}", only_from=("running",))
+
+
+def task_of(due: Round) -> str:
+    """The name of the task that a round is due for."""
+    return {"selecting": "select_batch", "done": "advance_campaign"}.get(due.state, "train_round")

@@ -1,0 +1,191 @@
+"""The story of a round over a real database and a real registry, with fakes at the ports to inference and torch."""
+
+import numpy as np
+import pytest
+
+from services.common.errors import LeaseLost
+from services.trainer.oracle import SimulatedOracle
+from services.trainer.rounds import STEPS, RoundRunner, Tools
+from tests.fakes import FakeExporter, FakeLearner, FakeScorer, RecordingWatch
+from tests.unit.trainer.conftest import make_config
+
+
+class Killed(BaseException):
+    """What a test raises in the place of SIGKILL: nothing catches it."""
+
+
+@pytest.fixture
+def tools(pool):
+    return Tools(
+        pool_ids=pool.pool_ids,
+        test_ids=pool.test_ids,
+        test_truth=np.array([pool.truth[i] for i in pool.test_ids]),
+        oracle=SimulatedOracle(pool.truth),
+        scorer=FakeScorer(pool),
+        learner=FakeLearner(pool),
+        exporter=FakeExporter(pool),
+    )
+
+
+@pytest.fixture
+def campaign(store):
+    return store.create(make_config(), "source", ["cat", "dog"])
+
+
+@pytest.fixture
+def make_runner(store, leases, registry, campaign, tools):
+    def make(on_step=lambda step, round_no: None, watch=None):
+        lease = leases.take_lease(campaign.name, "me", 30)
+        return RoundRunner(store, registry, campaign, tools, lease, watch or RecordingWatch(), on_step), lease
+
+    return make
+
+
+def run_rounds(store, leases, make_runner, name, last):
+    """What the tasks do, one after another."""
+    for round_no in range(last + 1):
+        if any(r.round_no == round_no and r.state == "done" for r in store.rounds(name)):
+            continue
+        runner, lease = make_runner()
+        if round_no:
+            store.begin_round(lease, round_no, store.campaign(name).config.strategy_of(round_no))
+            runner.select_batch(round_no)
+        assert runner.train_round(round_no)
+        leases.give_back(lease)
+
+
+def both_tasks(runner, round_no):
+    runner.select_batch(round_no)
+    return runner.train_round(round_no)
+
+
+def outcome(store, registry, name):
+    labels = [
+        (label.sample_id, label.class_index, label.round_no, label.drawn_at_random) for label in store.labels(name)
+    ]
+    models = {v: (registry.root / name / str(v) / "model.onnx").read_bytes() for v in registry.versions(name)}
+    return labels, models, registry.current(name)
+
+
+def test_round_0_publishes_the_backbone_and_promotes_nothing(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 0)
+    assert registry.versions(campaign.name) == [1]
+    assert registry.manifest(campaign.name, 1).head == "zero"
+    assert registry.current(campaign.name) is None
+
+
+def test_each_round_scores_with_the_newest_published_version(store, leases, make_runner, campaign, tools):
+    run_rounds(store, leases, make_runner, campaign.name, 3)
+    # Round 1 draws at random and needs no scores; rounds 2 and 3 score what is unlabelled by then.
+    assert tools.scorer.asked == [(2, "margin", 30), (3, "margin", 20)]
+
+
+def test_the_budget_is_spent_and_not_exceeded(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 3)
+    labels = store.labels(campaign.name)
+    assert len(labels) == len({label.sample_id for label in labels}) == campaign.config.budget == 30
+    assert [sum(label.round_no == r for label in labels) for r in (1, 2, 3)] == [10, 10, 10]
+    assert registry.versions(campaign.name) == [1, 2, 3, 4]
+    assert registry.manifest(campaign.name, 4).labels_used == 30
+
+
+def test_a_tenth_of_every_batch_is_drawn_at_random(store, leases, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 3)
+    drawn = [sum(p.drawn_at_random for p in store.picks(campaign.name, r)) for r in (1, 2, 3)]
+    assert drawn == [10, 1, 1]
+
+
+def test_the_strategy_takes_the_highest_scores_of_what_is_left(store, leases, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 2)
+    first = {p.sample_id for p in store.picks(campaign.name, 1)}
+    picks = store.picks(campaign.name, 2)
+    drawn = {p.sample_id for p in picks if p.drawn_at_random}
+    left = sorted((i for i in tools_ids(store, campaign) if i not in first | drawn), reverse=True)
+    assert [p.sample_id for p in picks if not p.drawn_at_random] == left[:9]
+
+
+def tools_ids(store, campaign):
+    return [f"pool-{i:04d}" for i in range(40)]
+
+
+def test_the_report_tells_test_and_random_slice_apart(store, leases, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 2)
+    metrics = store.round(campaign.name, 2).report["metrics"]
+    assert metrics["random_slice"]["rows"] == 11  # the ten initial ones and one of the second batch
+    assert {"accuracy", "macro_f1", "ece"} <= set(metrics["test"])
+
+
+@pytest.mark.parametrize("round_no", [1, 2])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_kill_at_any_step_changes_nothing(store, leases, registry, make_runner, campaign, tmp_path, step, round_no):
+    run_rounds(store, leases, make_runner, campaign.name, 3)
+    undisturbed = outcome(store, registry, campaign.name)
+    store.delete(campaign.name)
+    registry.delete(campaign.name)
+    again = store.create(make_config(), "source", ["cat", "dog"])
+    assert again.name == campaign.name
+
+    run_rounds(store, leases, make_runner, again.name, round_no - 1)
+
+    def kill(begun, in_round):
+        if (begun, in_round) == (step, round_no):
+            raise Killed
+
+    runner, lease = make_runner(kill)
+    store.begin_round(lease, round_no, again.config.strategy_of(round_no))
+    with pytest.raises(Killed):
+        both_tasks(runner, round_no)
+    leases.give_back(lease)  # as its expiry would
+
+    run_rounds(store, leases, make_runner, again.name, 3)
+    assert outcome(store, registry, again.name) == undisturbed
+
+
+def test_a_version_that_was_published_before_a_kill_is_not_fitted_again(
+    store, leases, registry, make_runner, campaign, tools
+):
+    run_rounds(store, leases, make_runner, campaign.name, 0)
+
+    def kill_before_saving(step, round_no):
+        if step == "save":
+            raise Killed
+
+    runner, lease = make_runner(kill_before_saving)
+    store.begin_round(lease, 1, "random")
+    with pytest.raises(Killed):
+        both_tasks(runner, 1)
+    leases.give_back(lease)
+    assert tools.learner.fits == 1
+    run_rounds(store, leases, make_runner, campaign.name, 1)
+    assert tools.learner.fits == 1
+    assert store.round(campaign.name, 1).report["metrics"]["test"]["accuracy"] > 0.5
+
+
+def test_a_task_that_is_delivered_twice_changes_nothing(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 2)
+    before = outcome(store, registry, campaign.name)
+    runner, _ = make_runner()
+    assert both_tasks(runner, 2)
+    assert outcome(store, registry, campaign.name) == before
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 0)
+    runner, lease = make_runner()
+    store.begin_round(lease, 1, "random")
+    leases.give_back(lease)
+    leases.take_lease(campaign.name, "another", 30)
+    with pytest.raises(LeaseLost):
+        runner.select_batch(1)
+    assert store.picks(campaign.name, 1) == []
+
+
+def test_a_stop_is_felt_inside_a_step(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 0)
+    runner, lease = make_runner(watch=RecordingWatch(end_in="fit", error=LeaseLost("gone")))
+    store.begin_round(lease, 1, "random")
+    runner.select_batch(1)
+    with pytest.raises(LeaseLost):
+        runner.train_round(1)
+    assert registry.versions(campaign.name) == [1]
+    assert len(store.labels(campaign.name)) == 10  # bought labels are kept

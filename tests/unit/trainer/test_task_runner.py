@@ -1,0 +1,207 @@
+"""Tasks under leases: what a failure means, and that nothing is done twice."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.errors import BadRequest, LeaseLost, Stopped, Unavailable
+from services.trainer.campaign import Round
+from services.trainer.metrics import TrainerMetrics
+from services.trainer.oracle import SimulatedOracle
+from services.trainer.rounds import Tools, ignore_step
+from services.trainer.task_runner import TaskRunner, task_of
+from services.trainer.worker import DueLoop, LeaseKeeper, RoundWatch
+from tests.fakes import FakeExporter, FakeLearner, FakeScorer
+from tests.unit.trainer.conftest import make_config
+
+
+@pytest.fixture
+def tools(pool):
+    truth = np.array([pool.truth[i] for i in pool.test_ids])
+    oracle, scorer = SimulatedOracle(pool.truth), FakeScorer(pool)
+    return Tools(pool.pool_ids, pool.test_ids, truth, oracle, scorer, FakeLearner(pool), FakeExporter(pool))
+
+
+@pytest.fixture
+def prometheus():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def make_tasks(store, leases, registry, tools, prometheus):
+    def make(make_tools=lambda campaign, watch: tools, on_finished=lambda campaign, reason: None):
+        metrics = TrainerMetrics(prometheus)
+        return TaskRunner(store, leases, registry, make_tools, metrics, "me", 30, on_finished, ignore_step)
+
+    return make
+
+
+@pytest.fixture
+def campaign(store):
+    return store.create(make_config(), "source", ["cat", "dog"])
+
+
+def drain(tasks, first):
+    """Run tasks in the order in which they are enqueued, as one worker would."""
+    queue = [first]
+    while queue:
+        task, name, round_no = queue.pop(0)
+        getattr(tasks, task)(name, round_no, lambda *following: queue.append(following))
+
+
+def test_one_first_task_runs_the_whole_campaign(store, registry, make_tasks, campaign):
+    finished = []
+    drain(make_tasks(on_finished=lambda c, reason: finished.append(reason)), ("train_round", campaign.name, 0))
+    assert store.campaign(campaign.name).state == "finished"
+    assert finished == ["the budget is spent: 30 labels bought"]
+    assert registry.versions(campaign.name) == [1, 2, 3, 4]
+
+
+def test_tasks_delivered_twice_and_in_the_wrong_order_change_nothing(store, registry, make_tasks, campaign):
+    tasks = make_tasks()
+    drain(tasks, ("train_round", campaign.name, 0))
+    labels = store.labels(campaign.name)
+    store.set_state(campaign.name, "running", "")
+    for task in ("train_round", "select_batch", "advance_campaign"):
+        getattr(tasks, task)(campaign.name, 1, lambda *following: None)
+    assert store.labels(campaign.name) == labels
+    assert registry.versions(campaign.name) == [1, 2, 3, 4]
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_campaign(store, make_tasks, campaign):
+    def broken(campaign, reason):
+        raise OSError("disk full")
+
+    drain(make_tasks(on_finished=broken), ("train_round", campaign.name, 0))
+    assert store.campaign(campaign.name).state == "finished"
+
+
+def failing_with(error):
+    def make_tools(campaign, watch):
+        raise error
+
+    return make_tools
+
+
+def test_inference_away_makes_the_campaign_wait_and_keeps_nothing(store, leases, make_tasks, campaign):
+    make_tasks(failing_with(Unavailable("no route"))).train_round(campaign.name, 0, pytest.fail)
+    waiting = store.campaign(campaign.name)
+    assert (waiting.state, waiting.reason) == ("running", "waiting: no route")
+    assert [r.round_no for r in leases.due_rounds(60)] == [0]  # the next look tries again
+
+
+def test_an_error_that_would_come_again_fails_the_campaign_at_once(store, make_tasks, campaign):
+    make_tasks(failing_with(BadRequest("a single class"))).train_round(campaign.name, 0, pytest.fail)
+    failed = store.campaign(campaign.name)
+    assert (failed.state, failed.reason) == ("failed", "round 0: a single class")
+
+
+def test_an_unexpected_error_is_tried_three_times(store, make_tasks, campaign, prometheus):
+    tasks = make_tasks(failing_with(RuntimeError("boom")))
+    for state in ("running", "running", "failed"):
+        tasks.train_round(campaign.name, 0, pytest.fail)
+        assert store.campaign(campaign.name).state == state
+    assert store.campaign(campaign.name).reason == "round 0: RuntimeError: boom"
+    counted = {"campaign": campaign.name, "reason": "error"}
+    assert prometheus.get_sample_value("al_round_failures_total", counted) == 3
+
+
+def test_resuming_a_failed_campaign_counts_failures_anew(store, make_tasks, campaign):
+    broken = make_tasks(failing_with(BadRequest("nothing to learn")))
+    broken.train_round(campaign.name, 0, pytest.fail)
+    store.set_state(campaign.name, "running", "", only_from=("failed",))
+    drain(broken, ("advance_campaign", campaign.name, 0))
+    assert store.campaign(campaign.name).state == "running"
+
+
+@pytest.mark.parametrize("error", [Stopped("sigterm"), LeaseLost("another")])
+def test_work_that_is_given_back_is_no_failure(store, make_tasks, campaign, error):
+    make_tasks(failing_with(error)).train_round(campaign.name, 0, pytest.fail)
+    assert store.campaign(campaign.name).state == "running"
+    assert store.count_failure(campaign.name, 0) == 1
+
+
+def test_gauges_are_restored_from_the_database(store, make_tasks, campaign):
+    drain(make_tasks(), ("train_round", campaign.name, 0))
+    fresh = CollectorRegistry()
+    TrainerMetrics(fresh).restore(store)
+    accuracy = store.round(campaign.name, 3).report["metrics"]["test"]["accuracy"]
+    labels = {"campaign": campaign.name, "round": "3"}
+    assert fresh.get_sample_value("al_round_accuracy", {**labels, "split": "test"}) == accuracy
+    assert fresh.get_sample_value("al_round_labelled_samples", labels) == 30
+    state = {"campaign": campaign.name, "state": "finished"}
+    assert fresh.get_sample_value("al_campaign_state", state) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "task"),
+    [
+        ("selecting", "select_batch"),
+        ("labelling", "train_round"),
+        ("training", "train_round"),
+        ("done", "advance_campaign"),
+    ],
+)
+def test_every_state_of_a_round_has_a_task(state, task):
+    assert task_of(Round("demo-1", 1, state, "random")) == task
+
+
+# ---- leases and due work -----------------------------------------------------------------------------
+
+
+def test_a_lease_is_renewed_beyond_its_own_length(leases, campaign):
+    lease = leases.take_lease(campaign.name, "me", 0.3)
+    with LeaseKeeper(leases, lease, 0.3, threading.Event()).kept():
+        time.sleep(0.7)
+        assert leases.take_lease(campaign.name, "you", 30) is None
+    assert leases.take_lease(campaign.name, "you", 30) is not None
+
+
+def test_a_pause_is_felt_by_the_worker(store, leases, campaign):
+    lease = leases.take_lease(campaign.name, "me", 0.3)
+    keeper = LeaseKeeper(leases, lease, 0.3, threading.Event())
+    with keeper.kept():
+        keeper.check()
+        store.set_state(campaign.name, "paused", "")
+        with pytest.raises(Stopped, match="paused"):
+            until_raised(keeper.check)
+
+
+def until_raised(check):
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        check()
+        time.sleep(0.02)
+
+
+def test_sigterm_is_felt_at_the_next_look(store, leases, campaign):
+    stop = threading.Event()
+    lease = leases.take_lease(campaign.name, "me", 30)
+    watch = RoundWatch(LeaseKeeper(leases, lease, 30, stop), store, campaign.name, 0)
+    watch.progress("fit", 1, 10)
+    stop.set()
+    with pytest.raises(Stopped):
+        watch.progress("fit", 2, 10)
+
+
+def test_progress_is_written_at_most_once_a_second(store, leases, campaign):
+    lease = leases.take_lease(campaign.name, "me", 30)
+    watch = RoundWatch(LeaseKeeper(leases, lease, 30, threading.Event()), store, campaign.name, 0)
+    for done in range(1, 50):
+        watch.progress("embed", done, 100)
+    assert store.progress(campaign.name).done == 1
+    watch.progress("score", 1, 100)
+    assert store.progress(campaign.name).phase == "score"
+
+
+def test_the_due_loop_enqueues_everything_at_start_and_again_only_later(leases, campaign):
+    enqueued = []
+    loop = DueLoop(leases, enqueued.append, every_s=0.05)
+    loop.start()
+    time.sleep(0.3)
+    loop.stop()
+    assert [(due.campaign, due.round_no) for due in enqueued][:1] == [(campaign.name, 0)]
+    assert len(enqueued) <= 2
