@@ -1,0 +1,150 @@
+"""The Python client of querent.v1.
+
+    with QuerentClient("127.0.0.1:8001") as querent:
+        print(querent.predict(["cat.jpg"]).predictions[0].label)
+
+Statuses become the errors of `services.common.errors`; every call has a deadline.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+
+from services.client.messages import (
+    DEFAULT_ADDRESS,
+    Image,
+    OnProgress,
+    PoolScores,
+    Predictions,
+    channel_options,
+    error_of,
+    pool_scores,
+    predict_request,
+    predictions_of,
+    tell,
+)
+from services.common.errors import QuerentError
+from services.common.pb import (
+    model_registry_pb2,
+    model_registry_pb2_grpc,
+    pool_scoring_pb2,
+    pool_scoring_pb2_grpc,
+    prediction_pb2_grpc,
+)
+
+
+class QuerentClient:
+    """Blocking calls. Safe to use from several threads; close it, or use it as a context manager.
+
+    An address may be "host:port" or "dns:///name:port"; calls go round robin over what the name stands for.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 30.0, pool_timeout_s: float = 3600.0) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        # For score_pool and embed, which may have to run the network over the whole pool.
+        self.pool_timeout_s = pool_timeout_s
+        self._channel = grpc.insecure_channel(address, channel_options())
+        self._prediction = prediction_pb2_grpc.PredictionServiceStub(self._channel)
+        self._pool = pool_scoring_pb2_grpc.PoolScoringServiceStub(self._channel)
+        self._models = model_registry_pb2_grpc.ModelRegistryServiceStub(self._channel)
+
+    def predict(
+        self,
+        images: Sequence[Image] | np.ndarray,
+        model: str = "",
+        version: int = 0,
+        top: int = 0,
+        acquisition: str = "",
+        with_embedding: bool = False,
+    ) -> Predictions:
+        """Classes of images: paths, encoded bytes, or one uint8 array [N, H, W, 3]."""
+        request = predict_request(images, model, version, top, acquisition, with_embedding)
+        try:
+            return predictions_of(self._prediction.Predict(request, timeout=self.timeout_s))
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+
+    def score_pool(
+        self,
+        source_id: str,
+        acquisition: str,
+        model: str = "",
+        version: int = 0,
+        sample_ids: Sequence[str] = (),
+        split: str = "",
+        top: int = 0,
+        on_progress: OnProgress | None = None,
+    ) -> PoolScores:
+        """Scores of samples of a source; what has no stored embedding is embedded first."""
+        request = pool_scoring_pb2.ScorePoolRequest(
+            model=model,
+            version=version,
+            source_id=source_id,
+            sample_ids=sample_ids,
+            split=split,
+            acquisition=acquisition,
+            top=top,
+        )
+        answered, ids, scores = 0, list[str](), list[float]()
+        try:
+            for response in self._pool.ScorePool(request, timeout=self.pool_timeout_s):
+                answered = response.version
+                if response.HasField("progress"):
+                    tell(on_progress, response.progress)
+                ids.extend(response.scores.sample_ids)
+                scores.extend(response.scores.scores)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+        return pool_scores(answered, ids, scores)
+
+    def embed(
+        self,
+        source_id: str,
+        sample_ids: Sequence[str],
+        model: str = "",
+        version: int = 0,
+        on_progress: OnProgress | None = None,
+    ) -> str:
+        """Make sure that the samples' embeddings are stored. Gives the embedding id."""
+        request = pool_scoring_pb2.EmbedRequest(
+            model=model, version=version, source_id=source_id, sample_ids=sample_ids
+        )
+        embedding_id = ""
+        try:
+            for response in self._pool.Embed(request, timeout=self.pool_timeout_s):
+                embedding_id = response.embedding_id
+                tell(on_progress, response.progress)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+        if not embedding_id:
+            raise QuerentError(f"{self.address} ended the call without an answer")
+        return embedding_id
+
+    def get_model(self, model: str = "", version: int = 0) -> model_registry_pb2.Model:
+        request = model_registry_pb2.GetModelRequest(model=model, version=version)
+        try:
+            return self._models.GetModel(request, timeout=self.timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+
+    def list_models(self) -> list[model_registry_pb2.Model]:
+        try:
+            answer = self._models.ListModels(model_registry_pb2.ListModelsRequest(), timeout=self.timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+        return list(answer.models)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,124 @@
+"""The model versions in memory: loaded once, held while in use, dropped when outdated or unused for longest."""
+
+import asyncio
+import ctypes
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from services.inference.loading import Key, Loader
+from services.inference.metrics import Metrics
+from services.inference.model import Model
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class _Loaded:
+    model: Model
+    users: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+    # Another version has taken over: it goes as soon as nobody uses it.
+    retired: bool = False
+
+
+def return_freed_memory() -> None:
+    """glibc keeps the arenas of dropped sessions: without this each swap costs megabytes for ever."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
+
+
+class LoadedModels:
+    """At most `max_loaded` versions, apart from those in use. Lives on the event loop; loads in threads."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        metrics: Metrics,
+        max_loaded: int,
+        trim: Callable[[], None] = return_freed_memory,
+    ) -> None:
+        self._loader = loader
+        self._metrics = metrics
+        self._max_loaded = max_loaded
+        self._trim = trim
+        self._loaded: dict[Key, _Loaded] = {}
+        self._loading: dict[Key, asyncio.Task[_Loaded]] = {}
+        self._dropped = False
+
+    def get(self, key: Key) -> Model | None:
+        """The model when it is in memory. Safe from any thread."""
+        entry = self._loaded.get(key)
+        return entry.model if entry else None
+
+    @property
+    def full(self) -> bool:
+        return len(self._loaded) >= self._max_loaded
+
+    @asynccontextmanager
+    async def lease(self, key: Key) -> AsyncIterator[Model]:
+        """A model that stays in memory until the block ends. Raises what loading it raises."""
+        entry = await self._entry(key)
+        entry.users += 1
+        entry.used_at = time.monotonic()
+        try:
+            yield entry.model
+        finally:
+            entry.users -= 1
+            self._evict()
+
+    async def load(self, key: Key) -> None:
+        """Have it in memory, warm, and not on its way out."""
+        (await self._entry(key)).retired = False
+
+    def retire(self, key: Key) -> None:
+        """Drop it as soon as its last user is done."""
+        if key in self._loaded:
+            self._loaded[key].retired = True
+        self._evict()
+
+    async def tidy(self) -> None:
+        """Give the memory of what was dropped since the last time back to the system."""
+        if self._dropped:
+            self._dropped = False
+            await asyncio.to_thread(self._trim)
+
+    async def _entry(self, key: Key) -> _Loaded:
+        """Loaded already, or loaded now; callers that come meanwhile share the work."""
+        if key in self._loaded:
+            return self._loaded[key]
+        if key not in self._loading:
+            self._loading[key] = asyncio.create_task(self._load(key))
+            self._loading[key].add_done_callback(lambda task: self._finish(key, task))
+        # A caller who goes away must not take the model from the others.
+        return await asyncio.shield(self._loading[key])
+
+    def _finish(self, key: Key, task: "asyncio.Task[_Loaded]") -> None:
+        del self._loading[key]
+        if not task.cancelled():
+            task.exception()  # looked at, so that asyncio does not complain when every caller has gone
+
+    async def _load(self, key: Key) -> _Loaded:
+        model = await asyncio.to_thread(self._loader.load, key)
+        entry = self._loaded[key] = _Loaded(model)
+        self._metrics.loaded(model.manifest, model.provider)
+        self._evict(keep=key)
+        return entry
+
+    def _evict(self, keep: Key | None = None) -> None:
+        """Drop what is retired, then what was used longest ago, as long as nobody uses it."""
+        idle = [key for key, entry in self._loaded.items() if not entry.users and key != keep]
+        idle.sort(key=lambda key: (not self._loaded[key].retired, self._loaded[key].used_at))
+        for key in idle:
+            if not self._loaded[key].retired and len(self._loaded) <= self._max_loaded:
+                return
+            model = self._loaded.pop(key).model
+            self._metrics.unloaded(model.manifest, model.provider)
+            self._dropped = True
+            log.info("model_unloaded", model=key[0], version=key[1])

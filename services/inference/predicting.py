@@ -1,0 +1,145 @@
+"""Predict: images of a caller, decoded in threads, batched with those of others, and answered."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from services.common import images as codec
+from services.common.errors import BadImage, BadRequest
+from services.inference.acquisition import acquisition_named, member_probabilities
+from services.inference.batcher import BatchRule, MicroBatcher
+from services.inference.metrics import Metrics
+from services.inference.model import Model, Outputs
+
+_CHUNK = 8  # images that one thread decodes before another request's turn
+
+
+@dataclass(frozen=True)
+class Raw:
+    """uint8 RGB pixels as they came, with the shape that the caller says they have."""
+
+    data: bytes
+    count: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Query:
+    images: Sequence[bytes] | Raw
+    # "": none
+    acquisition: str = ""
+    # On the loop's clock.
+    deadline: float = math.inf
+
+
+@dataclass(frozen=True)
+class Answer:
+    outputs: Outputs
+    uncertainty: np.ndarray | None  # (N,)
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_images: int
+    max_pixels: int
+
+
+class Predictor:
+    """Answers queries with a model that the caller holds."""
+
+    def __init__(
+        self, decode_pool: Executor, run_pool: Executor, rule: BatchRule, limits: Limits, metrics: Metrics
+    ) -> None:
+        self._decode_pool = decode_pool
+        self._run_pool = run_pool
+        self._rule = rule
+        self._limits = limits
+        self._metrics = metrics
+        # A batcher lives as long as its model; a batcher that referred to its model would keep both for ever.
+        self._batchers: WeakKeyDictionary[Model, MicroBatcher] = WeakKeyDictionary()
+
+    async def predict(self, model: Model, query: Query) -> Answer:
+        acquisition = acquisition_named(query.acquisition) if query.acquisition else None
+        count = query.images.count if isinstance(query.images, Raw) else len(query.images)
+        self._check_count(count)
+        batcher = self._batchers.get(model)
+        if batcher is None:
+            batcher = self._batchers[model] = MicroBatcher(self._run_pool, self._rule, self._metrics)
+        if isinstance(query.images, Raw):
+            pixels = raw_pixels(query.images, model)
+            with batcher.admit(count):
+                outputs = await batcher.predict(model, pixels, query.deadline)
+        else:
+            with batcher.admit(count):
+                pixels = await self._decoded(query.images, model)
+                outputs = await batcher.predict(model, pixels, query.deadline)
+        self._count(model, outputs)
+        uncertainty = acquisition(member_probabilities(outputs.logits)) if acquisition else None
+        return Answer(outputs, uncertainty)
+
+    def _check_count(self, count: int) -> None:
+        if count < 1:
+            raise BadRequest("the request has no images; send at least one")
+        if count > self._limits.max_images:
+            raise BadRequest(
+                f"the request has {count} images; the limit is {self._limits.max_images} (INFERENCE_MAX_IMAGES)"
+            )
+
+    async def _decoded(self, encoded: Sequence[bytes], model: Model) -> np.ndarray:
+        """uint8 [N, H, W, 3]. Raises BadImage with the index of the first image that cannot be used."""
+        loop = asyncio.get_running_loop()
+        chunks = [
+            loop.run_in_executor(self._decode_pool, self._decode, encoded, range(i, i + _CHUNK), model)
+            for i in range(0, len(encoded), _CHUNK)
+        ]
+        # All of them end before the first error is raised, so that none is left without anybody to look at it.
+        decoded = await asyncio.gather(*chunks, return_exceptions=True)
+        return np.concatenate([_raised(part) for part in decoded])
+
+    def _decode(self, encoded: Sequence[bytes], places: range, model: Model) -> np.ndarray:
+        height, width = model.manifest.input_height, model.manifest.input_width
+        part = encoded[places.start : places.stop]
+        pixels = np.empty((len(part), height, width, 3), np.uint8)
+        for i, content in enumerate(part):
+            try:
+                pixels[i] = codec.decode(content, height, width, self._limits.max_pixels)
+            except BadImage as error:
+                raise BadImage(f"image {places.start + i}: {error}") from error
+        return pixels
+
+    def _count(self, model: Model, outputs: Outputs) -> None:
+        self._metrics.count_images(model.manifest, "predict", len(outputs.probabilities))
+        confidence = self._metrics.confidence.labels(model.name, model.version)
+        for value in outputs.probabilities.max(axis=1):
+            confidence.observe(value)
+
+
+def raw_pixels(raw: Raw, model: Model) -> np.ndarray:
+    """uint8 [N, H, W, 3], a view of the bytes. Raises BadRequest with the size that was expected."""
+    height, width = model.manifest.input_height, model.manifest.input_width
+    if (raw.height, raw.width) != (height, width):
+        raise BadRequest(
+            f"raw images are {raw.height} x {raw.width} (height x width); {model.name!r} takes {height} x {width}; "
+            "send encoded images to have them resized"
+        )
+    expected = raw.count * height * width * 3
+    if len(raw.data) != expected:
+        raise BadRequest(
+            f"raw data has {len(raw.data)} bytes; {raw.count} x {height} x {width} x 3 uint8 are {expected}; "
+            f"image {len(raw.data) // (height * width * 3)} is not whole"
+            if len(raw.data) < expected
+            else f"raw data has {len(raw.data)} bytes; {raw.count} x {height} x {width} x 3 uint8 are {expected}"
+        )
+    return np.frombuffer(raw.data, np.uint8).reshape(raw.count, height, width, 3)
+
+
+def _raised(part: np.ndarray | BaseException) -> np.ndarray:
+    if isinstance(part, BaseException):
+        raise part
+    return part

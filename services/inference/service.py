@@ -1,0 +1,203 @@
+"""The composition root: the whole service is built here from Settings, started and stopped."""
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from services.common.errors import Conflict
+from services.common.pb import (
+    model_registry_pb2,
+    model_registry_pb2_grpc,
+    pool_scoring_pb2,
+    pool_scoring_pb2_grpc,
+    prediction_pb2,
+    prediction_pb2_grpc,
+)
+from services.common.registry import Registry
+from services.inference.batcher import BatchRule
+from services.inference.boundary import Boundary
+from services.inference.embedding import BATCH, Embedder
+from services.inference.folders import Folders
+from services.inference.loading import Loader
+from services.inference.memory import LoadedModels
+from services.inference.metrics import Metrics
+from services.inference.model import CUDA, Runtime
+from services.inference.predicting import Limits, Predictor
+from services.inference.scoring import Scorer
+from services.inference.servicer import ModelRegistryServicer, PoolScoringServicer, PredictionServicer
+from services.inference.settings import Settings
+from services.inference.store import ModelStore
+
+log = structlog.get_logger()
+
+READINESS = "readiness"
+_SERVICES = tuple(
+    service.full_name
+    for module in (prediction_pb2, pool_scoring_pb2, model_registry_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class InferenceServer:
+    """The whole service in one object: `start`, then `stop`. Everything is made here from Settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        threads = settings.cpu_threads
+        self.metrics = Metrics()
+        self._runtime = Runtime(settings.device, threads)
+        self.metrics.provider_fallback.set(self._runtime.fell_back)
+        self._pools = [
+            ThreadPoolExecutor(workers, name)
+            for name, workers in (("decode", threads), ("predict", max(threads, 2)), ("embed", threads))
+        ]
+        # The stubs do not know this submodule.
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._server = self._grpc_server()
+        self._store = self._register(self._server)
+        self._ready = True
+        self._polling: asyncio.Task[None] | None = None
+        self._close_metrics: Callable[[], None] = lambda: None
+        self.grpc_port = 0
+        self.metrics_port = 0
+
+    def _grpc_server(self) -> grpc.aio.Server:
+        limit = self._settings.max_message_bytes
+        return grpc.aio.server(
+            interceptors=[Boundary(self.metrics)],
+            options=[
+                # With SO_REUSEPORT a second server would take half of the calls and nobody would notice.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                # Clients may ping during a long ScorePool without being told to go away.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+
+    def _register(self, server: grpc.aio.Server) -> ModelStore:
+        settings, metrics = self._settings, self.metrics
+        decode_pool, run_pool, embed_pool = self._pools
+        registry = Registry(settings.registry_dir)
+        loader = Loader(registry, self._runtime, warm_up_sizes(settings.max_batch, self._runtime), metrics)
+        store = ModelStore(registry, loader, LoadedModels(loader, metrics, settings.max_loaded), settings.models)
+        folders = Folders(settings.sources_dir, settings.data_dir, settings.embeddings_dir, registry)
+        embedder = Embedder(folders, embed_pool, settings.cpu_threads, metrics)
+        rule = BatchRule(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_limit)
+        limits = Limits(settings.max_images, settings.max_pixels)
+        predictor = Predictor(decode_pool, run_pool, rule, limits, metrics)
+
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionServicer(store, predictor), server)
+        pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(
+            PoolScoringServicer(store, Scorer(folders, embedder, metrics)), server
+        )
+        model_registry_pb2_grpc.add_ModelRegistryServiceServicer_to_server(ModelRegistryServicer(store), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return store
+
+    async def start(self) -> None:
+        """Serving when it returns: what is promoted is loaded. Raises Conflict when a port is taken."""
+        settings = self._settings
+        for service in (READINESS, *_SERVICES):
+            await self._health.set(service, _NOT_SERVING)
+        self.metrics_port = self._start_metrics()
+        self.grpc_port = _bind(self._server, settings.grpc_host, settings.grpc_port)
+        await self._server.start()
+        await self._look()
+        self._polling = asyncio.create_task(self._poll())
+        log.info(
+            "serving",
+            grpc=f"{settings.grpc_host}:{self.grpc_port}",
+            metrics=f"{settings.metrics_host}:{self.metrics_port}",
+            registry=str(settings.registry_dir),
+            threads=settings.cpu_threads,
+        )
+
+    async def stop(self, lame_duck_seconds: float = 0.0, hurry: asyncio.Event | None = None) -> None:
+        """Not ready at once, serving on for the lame-duck time, then done when the running calls are."""
+        log.info("draining", lame_duck_seconds=lame_duck_seconds, grace_seconds=self._settings.grace_seconds)
+        await self._health.enter_graceful_shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(lame_duck_seconds):
+                await (hurry or asyncio.Event()).wait()
+        await self._server.stop(self._settings.grace_seconds)
+        if self._polling:
+            self._polling.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._polling
+        self._close_metrics()
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        log.info("stopped")
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds)
+            try:
+                await self._look()
+            except Exception:
+                # The next look may go well; a replica that no longer follows the registry is worse than noise.
+                log.exception("poll_failed")
+
+    async def _look(self) -> None:
+        await self._store.sync()
+        ready = self._settings.device != "cuda" or not self._runtime.fell_back
+        if not ready and self._ready:
+            log.error("device_missing", wanted=CUDA, consequence="not ready; set INFERENCE_DEVICE=auto to use the CPU")
+        self._ready = ready
+        for service in (READINESS, *_SERVICES):
+            await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+
+    def _start_metrics(self) -> int:
+        host, port = self._settings.metrics_host, self._settings.metrics_port
+        try:
+            server, _ = start_http_server(port, host, self.metrics.registry)
+        except OSError as error:
+            raise Conflict(_taken("metrics", host, port, "INFERENCE_METRICS_PORT", error)) from error
+
+        def close() -> None:
+            server.shutdown()
+            server.server_close()
+
+        # The HTTP server looks for its end every half second, and nobody has to wait for that.
+        self._close_metrics = threading.Thread(target=close, daemon=True).start
+        return int(server.server_port)
+
+
+def warm_up_sizes(max_batch: int, runtime: Runtime) -> list[int]:
+    """Batch sizes to run before serving: on a GPU each new size costs; on a CPU the largest makes the arena."""
+    if CUDA not in runtime.providers[0]:
+        return [1, BATCH, max_batch]
+    return [*(2**power for power in range(max_batch.bit_length())), BATCH, max_batch]
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        # gRPC says in a log line of its own that a port is taken, and not why; a plain socket says it first.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host.strip("[]"), port), family=family):
+            pass
+        return server.add_insecure_port(f"{host}:{port}")
+    except OSError as error:
+        raise Conflict(_taken("gRPC", host, port, "INFERENCE_GRPC_PORT", error)) from error
+    except RuntimeError as error:
+        raise Conflict(f"cannot listen for gRPC on {host}:{port}: {error}; see INFERENCE_GRPC_PORT") from error
+
+
+def _taken(what: str, host: str, port: int, variable: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{what} port {port} on {host} is in use by another process; set {variable} to a free port"
+    return f"cannot listen for {what} on {host}:{port}: {error.strerror or error}; see {variable}"

@@ -1,0 +1,110 @@
+"""The only reader of the environment in this service. Every variable begins with INFERENCE_."""
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from services.common import images
+from services.common.registry import MAX_BATCH_SIZE, is_campaign_name
+
+_CHECKOUT_DATA = Path("../shared/data")
+
+
+def _default_data_dir() -> Path:
+    return _CHECKOUT_DATA if _CHECKOUT_DATA.is_dir() else Path(".querent/data")
+
+
+class Settings(BaseSettings):
+    """Configuration of one inference replica."""
+
+    # An empty variable counts as not set: compose files pass those on.
+    model_config = SettingsConfigDict(env_prefix="INFERENCE_", frozen=True, env_ignore_empty=True)
+
+    grpc_host: str = "127.0.0.1"
+    grpc_port: int = Field(default=8001, ge=0, le=65_535)
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=8002, ge=0, le=65_535)
+
+    registry_dir: Path = Path(".querent/registry")
+    sources_dir: Path = Path(".querent/sources")
+    embeddings_dir: Path = Path(".querent/embeddings")
+    data_dir: Path = Field(default_factory=_default_data_dir, validation_alias="QUERENT_DATA_DIR")
+
+    # Campaigns to serve, separated by commas; empty: all in the registry.
+    models: Annotated[tuple[str, ...], NoDecode] = ()
+    # Model versions held in memory at once.
+    max_loaded: int = Field(default=4, ge=1)
+    poll_seconds: float = Field(default=1.0, gt=0)
+
+    # Images in one run of the network, and how long a run waits for more while another is going on.
+    max_batch: int = Field(default=32, ge=1, le=MAX_BATCH_SIZE)
+    max_delay_ms: float = Field(default=2.0, ge=0)
+    # Images of Predict that may be in the service at once, for each model.
+    queue_limit: int = Field(default=1024, ge=1)
+    # Images in one Predict request.
+    max_images: int = Field(default=256, ge=1)
+
+    # 0: as many as the cgroup's CPU quota and the affinity allow.
+    threads: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    # After SIGTERM: go on serving while load balancers notice, then finish what is running.
+    lame_duck_seconds: float = Field(default=1.0, ge=0)
+    grace_seconds: float = Field(default=10.0, ge=0)
+
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    max_pixels: int = Field(default=images.MAX_PIXELS, ge=1)
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_style: Literal["json", "console"] = "json"
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        return tuple(n.strip() for n in value.split(",") if n.strip()) if isinstance(value, str) else value
+
+    @field_validator("models")
+    @classmethod
+    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not is_campaign_name(name):
+                raise ValueError(f"{name!r} is not a campaign name (a-z, 0-9 and -, at most 63)")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> "Settings":
+        if self.queue_limit < self.max_images:
+            raise ValueError(f"queue_limit ({self.queue_limit}) must be at least max_images ({self.max_images})")
+        return self
+
+    @property
+    def cpu_threads(self) -> int:
+        return self.threads or available_cpus()
+
+
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: the affinity mask, cut to the cgroup's quota (a host's core count lies)."""
+    allowed = len(os.sched_getaffinity(0))
+    return max(1, min(allowed, math.ceil(_quota(cgroup) or allowed)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    try:
+        if (cgroup / "cpu.max").is_file():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        # "max" in version 2 and -1 in version 1 both mean "no quota".
+        return float(quota) / float(period) if quota not in {"max", "-1"} else None
+    except (OSError, ValueError):
+        return None

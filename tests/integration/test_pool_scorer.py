@@ -1,0 +1,83 @@
+"""The trainer's pool scorer against a real inference process."""
+
+import numpy as np
+import pytest
+
+from services.common.errors import BadRequest, NotFound, Stopped, Unavailable
+from services.trainer import pool_scorer
+from services.trainer.pool_scorer import GrpcPoolScorer, Version
+from tests.fakes import RecordingWatch
+from tests.tiny_models import Folders, TinyModel, embeddings, probabilities, publish, running_inference
+
+pytestmark = pytest.mark.slow
+
+MODEL = TinyModel(campaign="tiny")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folders = Folders(tmp_path_factory.mktemp("pool-scorer"))
+    publish(folders.registry, MODEL)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def source(folders):
+    return folders.source(splits={"pool": 300, "test": 20})
+
+
+@pytest.fixture(scope="module")
+def server(folders, source):
+    with running_inference(folders) as server:
+        yield server
+
+
+@pytest.fixture
+def scorer(server, folders):
+    scorer = GrpcPoolScorer(server.address, folders.embeddings_dir, parallelism=2)
+    yield scorer
+    scorer.close()
+
+
+@pytest.fixture
+def at(source):
+    return Version("tiny", 1, source.source_id)
+
+
+def test_scores_are_aligned_with_the_ids_asked_for(scorer, source, at, monkeypatch):
+    monkeypatch.setattr(pool_scorer, "SHARD", 64)  # several shards side by side
+    ids = source.ids["pool"][::-1]
+    watch = RecordingWatch()
+    scores = scorer.score(at, ids, "least_confidence", watch)
+    expected = 1 - probabilities(MODEL, source.images(ids)).max(axis=1)
+    np.testing.assert_allclose(scores, expected, atol=2e-3)  # embeddings are stored as float16
+    assert {"embed", "score"} <= set(watch.phases)
+
+
+def test_embeddings_of_pool_and_test_come_from_the_shared_store(scorer, source, at):
+    ids = [*source.ids["test"], *source.ids["pool"][:7]]
+    stored = scorer.embeddings(at, ids, RecordingWatch())
+    np.testing.assert_allclose(stored, embeddings(MODEL, source.images(ids)), atol=1e-3)
+
+
+def test_what_inference_refuses_is_told_with_its_reason(scorer, source, at):
+    with pytest.raises(NotFound, match="version 9"):
+        scorer.score(Version("tiny", 9, source.source_id), source.ids["pool"], "margin", RecordingWatch())
+    with pytest.raises(NotFound, match="no sample 'x'"):
+        scorer.score(at, ["x"], "margin", RecordingWatch())
+    with pytest.raises(BadRequest, match="margn"):
+        scorer.score(at, source.ids["pool"], "margn", RecordingWatch())
+
+
+def test_a_stop_ends_the_call_at_once(scorer, source, at):
+    watch = RecordingWatch(end_in="score", error=Stopped("asked to stop"))
+    with pytest.raises(Stopped):
+        scorer.score(at, source.ids["pool"], "margin", watch)
+
+
+def test_a_replica_that_is_away_is_tried_again_and_then_named(folders, at, monkeypatch):
+    monkeypatch.setattr(pool_scorer, "_ATTEMPTS", 2)
+    scorer = GrpcPoolScorer("127.0.0.1:1", folders.embeddings_dir, parallelism=1)
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 answered UNAVAILABLE"):
+        scorer.score(at, ["a"], "margin", RecordingWatch())
+    scorer.close()

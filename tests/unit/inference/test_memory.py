@@ -1,0 +1,176 @@
+"""What stays in memory, with models that cost nothing to load."""
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from services.common.errors import DamagedArtefact, NotFound, Unavailable
+from services.common.registry import Registry
+from services.inference.loading import Loader
+from services.inference.memory import LoadedModels
+from services.inference.metrics import Metrics
+from services.inference.model import Runtime
+from tests.tiny_models import TinyModel, publish, stage
+
+
+class FakeLoader:
+    """Counts loads; `held` makes them wait, `error` makes them fail."""
+
+    def __init__(self) -> None:
+        self.loads: list[tuple[str, int]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.error: Exception | None = None
+
+    def load(self, key: tuple[str, int]) -> Any:
+        self.loads.append(key)
+        assert self.free.wait(10)
+        if self.error:
+            raise self.error
+        manifest = SimpleNamespace(campaign=key[0], version=key[1], round=key[1] - 1, metrics={})
+        return SimpleNamespace(manifest=manifest, provider="CPU")
+
+
+@pytest.fixture
+def loader() -> FakeLoader:
+    return FakeLoader()
+
+
+def memory(loader: Any, max_loaded: int = 2, trim: Any = lambda: None) -> LoadedModels:
+    return LoadedModels(loader, Metrics(), max_loaded, trim)
+
+
+def held(models: LoadedModels) -> list[int]:
+    return [version for version in range(1, 10) if models.get(("m", version))]
+
+
+async def lease(models: LoadedModels, version: int) -> None:
+    async with models.lease(("m", version)):
+        pass
+
+
+async def test_callers_at_the_same_time_share_one_load(loader: FakeLoader) -> None:
+    models = memory(loader)
+    await asyncio.gather(*(lease(models, 1) for _ in range(20)))
+    assert loader.loads == [("m", 1)]
+
+
+async def test_a_caller_who_goes_away_does_not_take_the_load_from_the_others(loader: FakeLoader) -> None:
+    models = memory(loader)
+    loader.free.clear()
+    gone, stays = (asyncio.create_task(lease(models, 1)) for _ in range(2))
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    await asyncio.sleep(0)
+    loader.free.set()
+    await stays
+    assert loader.loads == [("m", 1)]
+
+
+async def test_what_was_used_longest_ago_goes_first(loader: FakeLoader) -> None:
+    models = memory(loader)
+    for version in (1, 2, 1, 3):
+        await lease(models, version)
+    assert held(models) == [1, 3]
+
+
+async def test_what_is_in_use_stays_even_above_the_limit(loader: FakeLoader) -> None:
+    models = memory(loader, max_loaded=1)
+    async with models.lease(("m", 1)) as first:
+        await lease(models, 2)
+        await lease(models, 3)
+        assert models.get(("m", 1)) is first
+    await lease(models, 3)
+    assert held(models) == [3]
+
+
+async def test_a_retired_version_goes_when_its_last_user_is_done_and_its_memory_is_given_back(
+    loader: FakeLoader,
+) -> None:
+    trimmed: list[bool] = []
+    models = memory(loader, trim=lambda: trimmed.append(True))
+    async with models.lease(("m", 1)):
+        models.retire(("m", 1))
+        assert held(models) == [1]
+        await models.tidy()
+        assert not trimmed
+    assert held(models) == []
+    await models.tidy()
+    await models.tidy()
+    assert trimmed == [True]
+
+
+async def test_a_retired_version_that_is_promoted_again_stays(loader: FakeLoader) -> None:
+    models = memory(loader)
+    async with models.lease(("m", 1)):
+        models.retire(("m", 1))
+        await models.load(("m", 1))
+    assert held(models) == [1]
+
+
+async def test_a_failed_load_is_tried_again_by_the_next_caller(loader: FakeLoader) -> None:
+    models = memory(loader)
+    loader.error = Unavailable("not now")
+    with pytest.raises(Unavailable):
+        await lease(models, 1)
+    loader.error = None
+    await lease(models, 1)
+    assert held(models) == [1]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry")
+
+
+def real_loader(registry: Registry, metrics: Metrics) -> Loader:
+    return Loader(registry, Runtime("cpu", 1), [2, 1], metrics)
+
+
+def test_a_damaged_version_is_not_read_again_until_its_files_change(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    loader = real_loader(registry, metrics)
+    folder = publish(registry, TinyModel())
+    (folder / "head.onnx").write_bytes(b"")
+    for _ in range(3):
+        with pytest.raises(DamagedArtefact, match=r"head\.onnx does not match its checksum"):
+            loader.load(("tiny", 1))
+    assert metrics.registry.get_sample_value("inference_model_load_failures_total", {"reason": "checksum"}) == 1
+    stage(TinyModel(), folder)
+    assert loader.load(("tiny", 1)).version == 1
+
+
+@pytest.mark.parametrize(("error", "reason"), [(OSError("disk"), "io"), (MemoryError(), "memory")])
+def test_what_may_pass_is_tried_again_later_and_not_at_once(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: str
+) -> None:
+    metrics = Metrics()
+    loader = real_loader(registry, metrics)
+    publish(registry, TinyModel())
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr("services.inference.loading.load", fail)
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="cannot be loaded now"):
+                loader.load(("tiny", 1))
+    assert metrics.registry.get_sample_value("inference_model_load_failures_total", {"reason": reason}) == 1
+    with pytest.raises(Unavailable):
+        loader.load(("tiny", 1))
+    monkeypatch.setattr("services.inference.loading.time.monotonic", lambda: time.perf_counter() + 1e9)
+    assert loader.load(("tiny", 1)).version == 1
+
+
+def test_an_unpublished_version_is_not_found(registry: Registry) -> None:
+    publish(registry, TinyModel())
+    with pytest.raises(NotFound, match="published: 1"):
+        real_loader(registry, Metrics()).load(("tiny", 2))

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from services.inference.settings import Settings, available_cpus
+
+
+def test_defaults_are_those_of_the_readme() -> None:
+    settings = Settings()
+    assert (settings.grpc_host, settings.grpc_port, settings.metrics_port) == ("127.0.0.1", 8001, 8002)
+    assert settings.registry_dir == Path(".querent/registry")
+    assert (settings.max_batch, settings.poll_seconds, settings.models) == (32, 1.0, ())
+
+
+def test_the_environment_is_read_and_settings_do_not_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INFERENCE_MODELS", "one, two")
+    monkeypatch.setenv("INFERENCE_LOG_LEVEL", "debug")
+    monkeypatch.setenv("QUERENT_DATA_DIR", str(tmp_path))
+    settings = Settings()
+    assert (settings.models, settings.log_level, settings.data_dir) == (("one", "two"), "DEBUG", tmp_path)
+    with pytest.raises(ValidationError):
+        settings.grpc_port = 1  # type: ignore[misc]
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings(grpc_port=70_000, device="abacus", models=("../x",))  # type: ignore[arg-type]
+    assert {error["loc"][0] for error in caught.value.errors()} == {"grpc_port", "device", "models"}
+
+
+def test_a_queue_that_cannot_hold_one_request_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at least max_images"):
+        Settings(queue_limit=10, max_images=20)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({}, 8),
+    ],
+)
+def test_threads_come_from_the_quota_and_the_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpus: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert available_cpus(tmp_path) == cpus
