@@ -1,7 +1,5 @@
 """The only reader of the environment in this service. Every variable begins with INFERENCE_."""
 
-import math
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.common import images
+from services.common.cpus import available_cpus
 from services.common.registry import MAX_BATCH_SIZE, is_campaign_name
 
 _CHECKOUT_DATA = Path("../shared/data")
@@ -89,22 +88,3 @@ class Settings(BaseSettings):
     @property
     def cpu_threads(self) -> int:
         return self.threads or available_cpus()
-
-
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs this process may use: the affinity mask, cut to the cgroup's quota (a host's core count lies)."""
-    allowed = len(os.sched_getaffinity(0))
-    return max(1, min(allowed, math.ceil(_quota(cgroup) or allowed)))
-
-
-def _quota(cgroup: Path) -> float | None:
-    try:
-        if (cgroup / "cpu.max").is_file():
-            quota, period = (cgroup / "cpu.max").read_text().split()
-        else:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        # "max" in version 2 and -1 in version 1 both mean "no quota".
-        return float(quota) / float(period) if quota not in {"max", "-1"} else None
-    except (OSError, ValueError):
-        return None

@@ -23,13 +23,17 @@ def evaluate(probabilities: np.ndarray, truth: np.ndarray) -> Evaluation:
     """(N, C) probabilities against (N,) class indices. No samples have no metrics."""
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(truth, predicted, probabilities.shape[1])
-    metrics = {} if not len(truth) else {
-        "accuracy": float(np.mean(predicted == truth)),
-        "macro_f1": macro_f1(confusion),
-        "ece": expected_calibration_error(probabilities, truth),
-        "nll": negative_log_likelihood(probabilities, truth),
-        "brier": brier_score(probabilities, truth),
-    }
+    metrics = (
+        {}
+        if not len(truth)
+        else {
+            "accuracy": float(np.mean(predicted == truth)),
+            "macro_f1": macro_f1(confusion),
+            "ece": expected_calibration_error(probabilities, truth),
+            "nll": negative_log_likelihood(probabilities, truth),
+            "brier": brier_score(probabilities, truth),
+        }
+    )
     right = np.diag(confusion).astype(float)
     return Evaluation(metrics, confusion, _ratio(right, confusion.sum(axis=0)), _ratio(right, confusion.sum(axis=1)))
 
@@ -37,7 +41,7 @@ def evaluate(probabilities: np.ndarray, truth: np.ndarray) -> Evaluation:
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, class_count: int) -> np.ndarray:
     """How often true class r was called c: int64 (C, C)."""
     cells = np.bincount(truth.astype(np.int64) * class_count + predicted, minlength=class_count**2)
-    return cells.reshape(class_count, class_count)
+    return np.asarray(cells.reshape(class_count, class_count))
 
 
 def macro_f1(confusion: np.ndarray) -> float:
@@ -75,4 +79,4 @@ def brier_score(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, nan where the whole is 0."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0))

@@ -1,6 +1,6 @@
 """The port between the story of a round and what learns: plain values, no framework."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +77,8 @@ class FittedModel:
     out_of_fold: dict[str, bool] = field(default_factory=dict)
     # What fitting found out, for the report: "c", "folds", "epochs", "out_of_fold_accuracy", ...
     notes: dict[str, float] = field(default_factory=dict)
+    # The network itself, uint8 [N, H, W, 3] -> float32 (N, D): what the exported graph is compared with.
+    reference: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class Learner(Protocol):

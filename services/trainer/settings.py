@@ -1,11 +1,12 @@
 """The trainer's only reader of the environment."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.cpus import available_cpus
 
 
 def _beside_checkout(name: str, otherwise: str) -> Path:
@@ -17,7 +18,7 @@ def _beside_checkout(name: str, otherwise: str) -> Path:
 class Settings(BaseSettings):
     """TRAINER_* variables; every mistake is reported at once and at start."""
 
-    model_config = SettingsConfigDict(env_prefix="TRAINER_", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="TRAINER_", frozen=True, env_ignore_empty=True)
 
     database_url: str = "sqlite:///.querent/trainer.db"
     redis_url: str = "redis://127.0.0.1:6379/0"
@@ -52,4 +53,4 @@ class Settings(BaseSettings):
 
     @property
     def thread_count(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or available_cpus()

@@ -1,0 +1,83 @@
+"""al-trainer models: the versions of a campaign and which of them answers."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from services.common.errors import NotFound, did_you_mean
+from services.common.registry import Registry
+from services.trainer import wiring
+
+app = typer.Typer(no_args_is_help=True, help="Model versions: list, promote, roll back, pin, prune.")
+console = Console()
+
+Campaign = Annotated[str, typer.Argument(help="A campaign's name.")]
+Version = Annotated[int, typer.Argument(help="A published version.")]
+
+
+def _registry(campaign: str) -> Registry:
+    registry = Registry(wiring.settings().registry_dir)
+    if not registry.versions(campaign):
+        raise NotFound(f"no model {campaign!r}; {did_you_mean(campaign, registry.campaigns())}")
+    return registry
+
+
+@app.command("list")
+def list_versions(campaign: Campaign) -> None:
+    """Published versions; * marks the promoted one, p a pinned one."""
+    registry = _registry(campaign)
+    current, pinned = registry.current(campaign), registry.pinned(campaign)
+    table = Table("", "version", "round", "labels", "head", "test accuracy", "macro F1", "ECE", "created")
+    for version in registry.versions(campaign):
+        manifest = registry.manifest(campaign, version)
+        test = manifest.metrics.get("test", {})
+        mark = ("*" if version == current else "") + ("p" if version in pinned else "")
+        table.add_row(
+            mark,
+            str(version),
+            str(manifest.round),
+            str(manifest.labels_used),
+            manifest.head,
+            f"{100 * test['accuracy']:.1f}%" if test else "",
+            f"{100 * test['macro_f1']:.1f}%" if test else "",
+            f"{test['ece']:.3f}" if test else "",
+            manifest.created_at.strftime("%Y-%m-%d %H:%M"),
+        )
+    console.print(table)
+
+
+@app.command()
+def promote(campaign: Campaign, version: Version) -> None:
+    """Make a published version the one that answers."""
+    _registry(campaign).promote(campaign, version)
+    console.print(f"{campaign} answers with version {version}")
+
+
+@app.command()
+def rollback(campaign: Campaign) -> None:
+    """Promote the trained version before the current one."""
+    version = _registry(campaign).rollback(campaign)
+    console.print(f"{campaign} answers with version {version}")
+
+
+@app.command()
+def pin(
+    campaign: Campaign,
+    version: Version,
+    off: Annotated[bool, typer.Option("--off", help="Unpin instead.")] = False,
+) -> None:
+    """Keep a version from being pruned."""
+    _registry(campaign).pin(campaign, version, pinned=not off)
+    console.print(f"version {version} is {'not pinned any more' if off else 'pinned'}")
+
+
+@app.command()
+def prune(
+    campaign: Campaign,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions to keep.")] = 5,
+) -> None:
+    """Delete versions except the current one, the newest and the pinned."""
+    gone = _registry(campaign).prune(campaign, keep)
+    console.print(f"deleted {len(gone)} versions{': ' + ', '.join(map(str, gone)) if gone else ''}")

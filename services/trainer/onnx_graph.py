@@ -1,0 +1,93 @@
+"""The graphs of a model version, made from their parts; torch's exporter is not asked again for a new head."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from services.trainer.learning import Head
+
+OPSET = 18
+# Read by every onnxruntime since 1.14 and by Triton's; the exporter's own choice is kept where it is higher.
+IR_VERSION = 10
+_OUTPUTS = ("probabilities", "logits", "embedding")
+# Keeps the head's names apart from whatever torch called the backbone's.
+_PREFIX = "head/"
+
+
+def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
+    """`embedding` (N, D) -> `probabilities` (N, C), `logits` (N, K, C): exactly Head.logits and Head.probabilities."""
+    members, classes, size = head.weights.shape
+    constants = {
+        "mean": head.mean.astype(np.float32),
+        "scale": head.scale.astype(np.float32),
+        # (D, K * C): all members in one product.
+        "weights": head.weights.reshape(members * classes, size).T.astype(np.float32),
+        "biases": head.biases.reshape(-1).astype(np.float32),
+        "temperature": np.array(head.temperature, np.float32),
+        "by_member": np.array([-1, members, classes], np.int64),
+        "member_axis": np.array([1], np.int64),
+    }
+    nodes = [
+        _node("Sub", ["embedding", "mean"], "centred"),
+        _node("Div", ["centred", "scale"], "standard"),
+        _node("MatMul", ["standard", "weights"], "products"),
+        _node("Add", ["products", "biases"], "sums"),
+        _node("Div", ["sums", "temperature"], "scaled"),
+        _node("Reshape", ["scaled", "by_member"], "logits"),
+        _node("Softmax", ["logits"], "by_softmax", axis=-1),
+        _node("ReduceMean", ["by_softmax", "member_axis"], "probabilities", keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "head",
+        [_tensor("embedding", ["N", size])],
+        [_tensor("probabilities", ["N", classes]), _tensor("logits", ["N", members, classes])],
+        [numpy_helper.from_array(np.ascontiguousarray(v), _inner(k)) for k, v in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="querent", ir_version=ir_version
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def model_graph(embedding: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
+    """`image` -> `probabilities`, `logits`, `embedding`: the head's own nodes behind the embedding graph."""
+    merged = compose.merge_models(
+        embedding, head, io_map=[("embedding", "embedding")], outputs=list(_OUTPUTS), producer_name="querent"
+    )
+    outputs = {output.name: output for output in merged.graph.output}
+    del merged.graph.output[:]
+    merged.graph.output.extend(outputs[name] for name in _OUTPUTS)
+    return merged
+
+
+def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The exporter's graph without its notes (paths and stack traces of this machine), with N as the batch."""
+    for field in (model.metadata_props, model.graph.metadata_props, model.graph.value_info):
+        del field[:]
+    model.doc_string = model.graph.doc_string = ""
+    noted: list[Any] = [*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output]
+    for part in noted:
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    return model
+
+
+def _node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(
+        operator, [_inner(name) for name in inputs], [_inner(output)], name=_PREFIX + output, **attributes
+    )
+
+
+def _inner(name: str) -> str:
+    return name if name in _OUTPUTS else _PREFIX + name
+
+
+def _tensor(name: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

@@ -1,0 +1,174 @@
+"""A configured backbone as it comes: its exported graph from the cache, its torch module only when needed."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from services.common.errors import DamagedArtefact
+from services.common.files import digest, sha256_file
+from services.common.manifest import BackboneInfo
+from services.trainer.config import BackboneConfig
+from services.trainer.graph_cache import GRAPH_FORMAT, GraphCache, GraphCard, file_in_weights_dir
+from services.trainer.learning import FittedModel, Head, SilentWatch, Watch
+
+if TYPE_CHECKING:
+    from services.trainer.backbones import Backbone
+    from services.trainer.classifier import EmbeddingNet
+
+T = TypeVar("T")
+
+_LOOK_EVERY_S = 0.5
+_BATCH = 32
+
+
+class PretrainedBackbone:
+    """torch is imported by `build` and `embed`, and by `card` unless the graph is cached."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        height: int,
+        width: int,
+        weights_dir: Path | None,
+        cache: GraphCache,
+        seed: int,
+        threads: int,
+    ) -> None:
+        self._config = config
+        self._height, self._width = height, width
+        self._weights_dir = weights_dir
+        self._cache = cache
+        self._seed = seed
+        self._threads = threads
+        self._card: GraphCard | None = None
+        self._backbone: Backbone | None = None
+
+    def card(self, watch: Watch) -> GraphCard:
+        """The exported graph's card; exports when it is not in the cache."""
+        if self._card is None or not self._cache.path(self._card.embedding_id).is_file():
+            request = self._request()
+            self._card = self._cache.requested(request)
+            if self._card is None:
+                self._card = self._exported(watch)
+                self._cache.remember(request, self._card)
+        return self._card
+
+    def build(self, watch: Watch) -> "Backbone":
+        """The torch module with its weights; it is kept."""
+        if self._backbone is None:
+            from services.trainer.backbones import build
+
+            use_threads(self._threads)
+            self._backbone = build(self._config, self._height, self._width, self._weights_dir, self._seed, watch)
+        return self._backbone
+
+    def model(self, head: Head, out_of_fold: dict[str, bool], notes: dict[str, float], watch: Watch) -> FittedModel:
+        """This backbone with a head on it."""
+        card = self.card(watch)
+        return FittedModel(
+            head=head,
+            backbone=card.backbone,
+            embedding_id=card.embedding_id,
+            embedding_size=card.embedding_size,
+            embedding_shared=True,
+            embedding_graph=self._cache.path(card.embedding_id),
+            out_of_fold=out_of_fold,
+            notes=notes,
+            reference=self._embed,
+        )
+
+    def _embed(self, images: np.ndarray) -> np.ndarray:
+        backbone = self.build(SilentWatch())
+        card = self._card
+        if card is not None and backbone.embedding_id != card.embedding_id:
+            raise DamagedArtefact(
+                f"the weights of {self._config.name!r} are no longer those that {card.embedding_id} was made from"
+            )
+        return embed(backbone.net, images)
+
+    def _exported(self, watch: Watch) -> GraphCard:
+        # The card's name follows from the weights, which may have come another way before.
+        backbone = self.build(watch)
+        return self._cache.card(backbone.embedding_id) or export(self._cache, backbone, backbone.info, watch)
+
+    def _request(self) -> str:
+        """Digest of everything that decides the embedding and can be seen without torch."""
+        return digest(
+            {
+                "format": GRAPH_FORMAT,
+                "backbone": self._config.model_dump(mode="json"),
+                "size": [self._height, self._width],
+                "seed": self._seed if self._config.weights == "none" else 0,
+                "files": [sha256_file(path) for path in self._files()],
+            }
+        )
+
+    def _files(self) -> list[Path]:
+        """The weights file that would be read, if it is there."""
+        if self._config.weights == "none":
+            return []
+        name = self._config.weights
+        if name == "default":
+            name = file_in_weights_dir(self._config.name)
+        places = [Path(name).expanduser()] if self._config.weights != "default" else []
+        places += [self._weights_dir / name] if self._weights_dir else []
+        return [path for path in places if path.is_file()][:1]
+
+
+def export(cache: GraphCache, backbone: "Backbone", info: BackboneInfo, watch: Watch) -> GraphCard:
+    """Put the graph of a torch module into the cache; looks at `watch` meanwhile."""
+    from services.trainer.torch_export import export_embedding_graph
+
+    work = partial(export_embedding_graph, backbone.net, backbone.height, backbone.width)
+    graph = watched(work, "export", watch)
+    return cache.put(graph, info, backbone.embedding_size, backbone.height, backbone.width)
+
+
+def embed(net: "EmbeddingNet", images: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] -> float32 (N, D), on the device where the module is."""
+    import torch
+
+    device = next(net.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for first in range(0, len(images), _BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(images[first : first + _BATCH]))
+            parts.append(net(batch.to(device)).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use this many threads. Results repeat exactly for the same number."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def watched(work: Callable[[], T], phase: str, watch: Watch) -> T:
+    """Run what cannot be interrupted in a side thread, looking at `watch` meanwhile.
+
+    When the watch says stop, the thread is left to end by itself; what it makes is dropped.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=phase, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        watch.progress(phase, 0, 1)
+        thread.join(_LOOK_EVERY_S)
+    if errors:
+        raise errors[0]
+    watch.progress(phase, 1, 1)
+    return results[0]

@@ -1,0 +1,36 @@
+"""The worker process: metrics, Celery, and a clean end."""
+
+import threading
+
+import structlog
+from prometheus_client import start_http_server
+
+from services.common.errors import Conflict
+from services.common.observability import configure_logging
+from services.trainer import wiring
+from services.trainer.celery_app import app
+from services.trainer.rounds import OnStep, ignore_step
+from services.trainer.settings import Settings
+
+log = structlog.get_logger()
+
+
+def serve_worker(config: Settings, on_step: OnStep = ignore_step) -> None:
+    """Blocks until the worker is told to stop. Raises Conflict when the metrics port is in use."""
+    configure_logging(config.log_level, config.log_style)
+    wiring.install(wiring.build_task_runner(config, on_step))
+    if config.metrics_port:
+        _serve_metrics(config)
+    threading.current_thread().name = "worker"
+    app.worker_main(["worker", "--loglevel", config.log_level, "--without-mingle", "--without-gossip"])
+
+
+def _serve_metrics(config: Settings) -> None:
+    try:
+        start_http_server(config.metrics_port, addr=config.metrics_host)
+    except OSError as error:
+        raise Conflict(
+            f"port {config.metrics_port} on {config.metrics_host} cannot be used for metrics ({error.strerror}); "
+            "set TRAINER_METRICS_PORT to a free one, or to 0 for none"
+        ) from error
+    log.info("metrics_served", address=f"http://{config.metrics_host}:{config.metrics_port}/metrics")

@@ -1,0 +1,52 @@
+"""Celery's edge: each task names a campaign and a round, and may run twice.
+
+The retry rule: a task that could not finish gives its lease back, and the due loop enqueues it again.
+"""
+
+from typing import Any
+
+from celery import signals
+
+from services.trainer import wiring
+from services.trainer.campaign import Round
+from services.trainer.celery_app import app
+from services.trainer.task_runner import task_of
+from services.trainer.worker import DueLoop
+
+PREFIX = "querent."
+
+
+def enqueue(task: str, campaign: str, round_no: int) -> None:
+    app.send_task(PREFIX + task, args=[campaign, round_no])
+
+
+def enqueue_due(due: Round) -> None:
+    enqueue(task_of(due), due.campaign, due.round_no)
+
+
+@app.task(name=PREFIX + "select_batch")  # type: ignore[untyped-decorator] # celery has no types
+def select_batch(campaign: str, round_no: int) -> None:
+    wiring.task_runner().select_batch(campaign, round_no, enqueue)
+
+
+@app.task(name=PREFIX + "train_round")  # type: ignore[untyped-decorator] # celery has no types
+def train_round(campaign: str, round_no: int) -> None:
+    wiring.task_runner().train_round(campaign, round_no, enqueue)
+
+
+@app.task(name=PREFIX + "advance_campaign")  # type: ignore[untyped-decorator] # celery has no types
+def advance_campaign(campaign: str, round_no: int) -> None:
+    wiring.task_runner().advance_campaign(campaign, round_no, enqueue)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator] # celery has no types
+def _begin(**_: Any) -> None:
+    runner = wiring.task_runner()
+    runner.metrics.restore(runner.store)
+    DueLoop(runner.leases, enqueue_due, wiring.settings().due_seconds).start()
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator] # celery has no types
+def _stop(**_: Any) -> None:
+    # Fitting, scoring and export look at this at least once a second, give the lease back and end.
+    wiring.task_runner().stop.set()

@@ -1,0 +1,230 @@
+"""al-trainer as people type it: over a real database and registry, with clear errors and no traceback."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from services.common.registry import Registry
+from services.trainer.campaign import Pick, Round
+from services.trainer.campaign_store import CampaignStore
+from services.trainer.database import open_database
+from services.trainer.leases import LeaseStore
+from services.trainer.oracle import Answer
+from tests.tiny_models import TinyModel, publish
+from tests.unit.trainer.conftest import make_config
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return os.environ | {
+        "TRAINER_DATABASE_URL": f"sqlite:///{tmp_path}/trainer.db",
+        "TRAINER_REGISTRY_DIR": f"{tmp_path}/registry",
+        "TRAINER_SOURCES_DIR": f"{tmp_path}/sources",
+        "TRAINER_EMBEDDINGS_DIR": f"{tmp_path}/embeddings",
+        "TRAINER_REPORTS_DIR": f"{tmp_path}/reports",
+        "TRAINER_CACHE_DIR": f"{tmp_path}/cache",
+        "TRAINER_REDIS_URL": "redis://127.0.0.1:1/0",
+        "TRAINER_INFERENCE_ADDRESS": "127.0.0.1:1",
+        "QUERENT_DATA_DIR": f"{tmp_path}/data",
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+    }
+
+
+@pytest.fixture
+def al_trainer(environment):
+    def run(*arguments, **more):
+        return subprocess.run(
+            [sys.executable, "-m", "services.trainer.cli", *map(str, arguments)],
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def images(tmp_path):
+    for number in range(30):
+        path = tmp_path / "data" / "pets" / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, "PNG")
+        path.write_bytes(buffer.getvalue())
+
+
+def write_config(tmp_path, labels=10, extra=""):
+    path = tmp_path / "campaign.yaml"
+    path.write_text(
+        "name: pets\n"
+        "source: {kind: folder, location: pets, size: 8}\n"
+        "backbone: {name: base_cnn, weights: none}\n"
+        f"initial: {{labels: {labels}}}\n"
+        "rounds: {count: 1, batch: 5}\n" + extra
+    )
+    return path
+
+
+@pytest.fixture
+def finished(tmp_path, environment):
+    """A finished campaign of one round, written as a worker would."""
+    engine = open_database(environment["TRAINER_DATABASE_URL"])
+    store, leases = CampaignStore(engine), LeaseStore(engine)
+    campaign = store.create(make_config(rounds={"count": 0, "batch": 1}), "source", ["cat", "dog"])
+    lease = leases.take_lease(campaign.name, "me", 30)
+    report = {
+        "labels": 2,
+        "class_counts": {"cat": 1, "dog": 1},
+        "metrics": {"test": {"accuracy": 0.75, "macro_f1": 0.7, "ece": 0.05}},
+        "confusion": [[3, 1], [1, 3]],
+    }
+    store.begin_round(lease, 1, "random")
+    store.save_picks(lease, 1, [Pick("a", None, True), Pick("b", None, True)], {"score": 0.5}, None)
+    answers = [Answer("a", 0, "simulated", "simulated"), Answer("b", 1, "simulated", "simulated")]
+    store.save_labels(lease, 1, answers, 2)
+    done = Round(campaign.name, 1, "done", "random", 2, True, "the first", seconds={"fit": 1.0}, report=report)
+    store.save_round(lease, done)
+    store.finish(lease, "the budget is spent")
+    registry = Registry(tmp_path / "registry")
+    for version in (1, 2, 3):
+        publish(registry, TinyModel(campaign=campaign.name, version=version, classes=("cat", "dog")))
+    registry.promote(campaign.name, 3)
+    return campaign.name
+
+
+def test_run_without_redis_records_the_campaign_and_says_what_to_do(al_trainer, tmp_path, images):
+    result = al_trainer("run", write_config(tmp_path), "--name-file", tmp_path / "name")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "name").read_text() == "pets-1"
+    assert "Redis cannot be reached" in result.stdout
+    assert "al-trainer doctor" in result.stdout
+    assert "pets-1" in al_trainer("list").stdout
+
+
+@pytest.mark.parametrize(
+    ("labels", "extra", "told"),
+    [
+        (10, "strateggy: margin\n", "unknown key 'strateggy'; did you mean 'strategy'?"),
+        (10, "strategy: margins\n", "unknown strategy 'margins'; did you mean 'margin'?"),
+        (1000, "", "the pool has 24 samples and the budget is 1005 labels"),
+    ],
+)
+def test_a_config_that_cannot_run_is_explained(al_trainer, tmp_path, images, labels, extra, told):
+    result = al_trainer("run", write_config(tmp_path, labels, extra))
+    assert result.returncode == 1
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "no campaigns yet" in al_trainer("list").stdout
+
+
+def test_a_folder_that_is_not_there_is_named(al_trainer, tmp_path):
+    result = al_trainer("run", write_config(tmp_path))
+    assert result.returncode == 1
+    assert "does not exist; set QUERENT_DATA_DIR" in result.stderr
+
+
+def test_an_unknown_campaign_names_the_nearest(al_trainer, finished):
+    for command in (["status"], ["pause"], ["resume"], ["cancel"], ["delete", "--yes"], ["report"], ["follow"]):
+        result = al_trainer(*command, "demo-11")
+        assert result.returncode == 1
+        assert "no campaign 'demo-11'; did you mean 'demo-1'?" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_status_tells_where_a_campaign_stands(al_trainer, finished):
+    text = al_trainer("status").stdout
+    assert "demo-1 is finished: the budget is spent" in text
+    assert "75.0" in text
+    value = json.loads(al_trainer("status", finished, "--json").stdout)
+    assert value["current_version"] == 3
+    assert value["rounds"][-1]["metrics"]["test"]["accuracy"] == 0.75
+
+
+def test_follow_of_a_finished_campaign_prints_its_table_and_ends(al_trainer, finished):
+    result = al_trainer("follow", finished)
+    assert result.returncode == 0, result.stderr
+    assert "accuracy 75.0%" in result.stdout
+
+
+def test_states_change_only_where_it_makes_sense(al_trainer, tmp_path, images):
+    al_trainer("run", write_config(tmp_path))
+    assert "pets-1 is paused" in al_trainer("pause", "pets-1").stdout
+    assert "only while it is running" in al_trainer("pause", "pets-1").stderr
+    assert "pets-1 is running" in al_trainer("resume", "pets-1").stdout
+    assert "first: al-trainer cancel" in al_trainer("delete", "pets-1", "--yes").stderr
+    assert "pets-1 is cancelled" in al_trainer("cancel", "pets-1").stdout
+    assert "pets-1 is deleted" in al_trainer("delete", "pets-1", "--yes").stdout
+    assert "no campaigns yet" in al_trainer("list").stdout
+
+
+def test_models_are_listed_promoted_rolled_back_pinned_and_pruned(al_trainer, finished, tmp_path):
+    assert "* " in al_trainer("models", "list", finished).stdout
+    assert "answers with version 2" in al_trainer("models", "promote", finished, 2).stdout
+    assert "answers with version 1" in al_trainer("models", "rollback", finished).stdout
+    assert "is pinned" in al_trainer("models", "pin", finished, 2).stdout
+    assert "deleted 0 versions" in al_trainer("models", "prune", finished, "--keep", 1).stdout
+    al_trainer("models", "pin", finished, 2, "--off")
+    assert "deleted 1 versions: 2" in al_trainer("models", "prune", finished, "--keep", 1).stdout
+    assert "published: 1, 3" in al_trainer("models", "promote", finished, 2).stderr
+
+
+def test_report_is_written_again(al_trainer, finished, tmp_path):
+    assert al_trainer("report", finished).returncode == 0
+    assert (tmp_path / "reports" / finished / "report.html").is_file()
+
+
+def test_doctor_says_what_to_do_about_each_failure(al_trainer):
+    result = al_trainer("doctor")
+    assert result.returncode == 1
+    for advice in ("start Redis", "al-inference serve", "set QUERENT_DATA_DIR"):
+        assert advice in result.stdout
+    assert "ok      database" in result.stdout
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+def test_a_metrics_port_in_use_is_named_with_the_variable_to_set(al_trainer):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = al_trainer("worker", TRAINER_METRICS_PORT=port)
+    assert result.returncode == 1
+    assert f"port {port} on 127.0.0.1 cannot be used" in result.stderr
+    assert "TRAINER_METRICS_PORT" in result.stderr
+
+
+def test_a_bad_setting_is_explained(al_trainer):
+    result = al_trainer("list", TRAINER_LEASE_SECONDS="soon")
+    assert result.returncode == 1
+    assert "TRAINER_LEASE_SECONDS" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_every_command_has_help(al_trainer):
+    text = al_trainer("--help").stdout
+    for command in (
+        "run",
+        "follow",
+        "status",
+        "list",
+        "pause",
+        "resume",
+        "cancel",
+        "delete",
+        "report",
+        "models",
+        "doctor",
+    ):
+        assert command in text
+    assert "Example" in al_trainer("run", "--help").stdout
