@@ -18,10 +18,7 @@ from services.common.errors import Conflict, QuerentError
 from services.common.observability import configure_logging
 from services.trainer import models_cli, wiring
 from services.trainer.campaign import AT_REST, Campaign
-from services.trainer.campaigns import start_campaign
 from services.trainer.config import load_config
-from services.trainer.datasets import ensure_dataset
-from services.trainer.doctor import examine
 from services.trainer.follow import follow, progress_bars
 from services.trainer.report.table import rounds_table
 from services.trainer.reporting import report_rows, write_campaign_report
@@ -48,6 +45,9 @@ def run(
     name_file: Annotated[Path | None, typer.Option(help="Write the new campaign's name to this file.")] = None,
 ) -> None:
     """Start a new campaign, named after the config with the next free number."""
+    from services.trainer.campaigns import start_campaign
+    from services.trainer.datasets import ensure_dataset
+
     settings, stores = wiring.settings(), wiring.open_stores(wiring.settings())
     wanted = load_config(config)
     if wanted.source.kind in ("cifar10", "digits"):
@@ -228,6 +228,8 @@ def report(campaign: MaybeCampaignName = None) -> None:
 @app.command()
 def doctor() -> None:
     """Check Redis, database, registry, inference, data, weights and providers; say what to do."""
+    from services.trainer.doctor import examine
+
     sound = True
     for finding in examine(wiring.settings()):
         sound &= finding.ok

@@ -24,6 +24,10 @@ def _registry(campaign: str) -> Registry:
     return registry
 
 
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}%"
+
+
 @app.command("list")
 def list_versions(campaign: Campaign) -> None:
     """Published versions; * marks the promoted one, p a pinned one."""
@@ -40,9 +44,9 @@ def list_versions(campaign: Campaign) -> None:
             str(manifest.round),
             str(manifest.labels_used),
             manifest.head,
-            f"{100 * test['accuracy']:.1f}%" if test else "",
-            f"{100 * test['macro_f1']:.1f}%" if test else "",
-            f"{test['ece']:.3f}" if test else "",
+            _percent(test.get("accuracy")),
+            _percent(test.get("macro_f1")),
+            f"{test['ece']:.3f}" if "ece" in test else "",
             manifest.created_at.strftime("%Y-%m-%d %H:%M"),
         )
     console.print(table)

@@ -6,7 +6,6 @@ from pathlib import Path
 from services.trainer.campaign import Round
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.report.content import CampaignReport, RoundRow
-from services.trainer.report.write import write_report
 
 
 def report_rows(store: CampaignStore, name: str) -> list[RoundRow]:
@@ -30,6 +29,9 @@ def _row(done: Round) -> RoundRow:
 
 def write_campaign_report(store: CampaignStore, name: str, reports_dir: Path, reason: str = "") -> Path:
     """Write everything about a campaign into reports_dir/<name>; gives that folder."""
+    # matplotlib takes longer to import than most commands take to run.
+    from services.trainer.report.write import write_report
+
     campaign = store.campaign(name)
     rows = report_rows(store, name)
     trained = [r for r in store.rounds(name) if r.state == "done" and r.round_no > 0]

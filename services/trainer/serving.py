@@ -7,7 +7,7 @@ from prometheus_client import start_http_server
 
 from services.common.errors import Conflict
 from services.common.observability import configure_logging
-from services.trainer import wiring
+from services.trainer import worker_wiring
 from services.trainer.celery_app import app
 from services.trainer.rounds import OnStep, ignore_step
 from services.trainer.settings import Settings
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 def serve_worker(config: Settings, on_step: OnStep = ignore_step) -> None:
     """Blocks until the worker is told to stop. Raises Conflict when the metrics port is in use."""
     configure_logging(config.log_level, config.log_style)
-    wiring.install(wiring.build_task_runner(config, on_step))
+    worker_wiring.install(worker_wiring.build_task_runner(config, on_step))
     if config.metrics_port:
         _serve_metrics(config)
     threading.current_thread().name = "worker"

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import signals
 
-from services.trainer import wiring
+from services.trainer import wiring, worker_wiring
 from services.trainer.campaign import Round
 from services.trainer.celery_app import app
 from services.trainer.task_runner import task_of
@@ -26,22 +26,22 @@ def enqueue_due(due: Round) -> None:
 
 @app.task(name=PREFIX + "select_batch")  # type: ignore[untyped-decorator] # celery has no types
 def select_batch(campaign: str, round_no: int) -> None:
-    wiring.task_runner().select_batch(campaign, round_no, enqueue)
+    worker_wiring.task_runner().select_batch(campaign, round_no, enqueue)
 
 
 @app.task(name=PREFIX + "train_round")  # type: ignore[untyped-decorator] # celery has no types
 def train_round(campaign: str, round_no: int) -> None:
-    wiring.task_runner().train_round(campaign, round_no, enqueue)
+    worker_wiring.task_runner().train_round(campaign, round_no, enqueue)
 
 
 @app.task(name=PREFIX + "advance_campaign")  # type: ignore[untyped-decorator] # celery has no types
 def advance_campaign(campaign: str, round_no: int) -> None:
-    wiring.task_runner().advance_campaign(campaign, round_no, enqueue)
+    worker_wiring.task_runner().advance_campaign(campaign, round_no, enqueue)
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator] # celery has no types
 def _begin(**_: Any) -> None:
-    runner = wiring.task_runner()
+    runner = worker_wiring.task_runner()
     runner.metrics.restore(runner.store)
     DueLoop(runner.leases, enqueue_due, wiring.settings().due_seconds).start()
 
@@ -49,4 +49,4 @@ def _begin(**_: Any) -> None:
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator] # celery has no types
 def _stop(**_: Any) -> None:
     # Fitting, scoring and export look at this at least once a second, give the lease back and end.
-    wiring.task_runner().stop.set()
+    worker_wiring.task_runner().stop.set()
