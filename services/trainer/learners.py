@@ -3,8 +3,10 @@
 torch is imported only where a network is built, so that rounds on a cached backbone start at once.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +26,10 @@ from services.trainer.heads import (
     zero_head,
 )
 from services.trainer.learning import FittedModel, Head, LabelledSamples, Learner, Watch
-from services.trainer.pretrained import PretrainedBackbone, embed, export, use_threads
+from services.trainer.pretrained import PretrainedBackbone, device_of, embed, export, use_threads
 
 if TYPE_CHECKING:
+    from services.trainer.classifier import EmbeddingNet
     from services.trainer.training import TrainedNetwork
 
 # Sample ids -> float32 (N, D) from the embedding store.
@@ -106,6 +109,8 @@ class FinetuneLearner:
         self._images = images
         self._trained = trained
         self._threads = threads
+        # Embedding id and network of the last fit, on the device where it was trained.
+        self._newest: tuple[str, EmbeddingNet | None] = ("", None)
 
     def initial_model(self, class_count: int, watch: Watch) -> FittedModel:
         size = self._backbone.card(watch).embedding_size
@@ -125,7 +130,8 @@ class FinetuneLearner:
         return self._fitted(network, head, out_of_fold, notes, watch)
 
     def probabilities(self, model: FittedModel, ids: Sequence[str], watch: Watch) -> np.ndarray:
-        reference = model.reference
+        newest, net = self._newest
+        reference = partial(embed, net) if net is not None and newest == model.embedding_id else model.reference
         assert reference is not None  # every model of this learner has its network
 
         def part(some: Sequence[str]) -> np.ndarray:
@@ -143,12 +149,13 @@ class FinetuneLearner:
     ) -> FittedModel:
         from services.trainer.weights import fingerprint
 
-        # The exporter works on the CPU; a GPU's copy goes on answering in `reference` where there is one.
-        net = network.net.to("cpu")
+        # Export and parity are of the CPU's numbers; a copy that is on a GPU answers for the test samples.
+        net = network.net if device_of(network.net) == "cpu" else copy.deepcopy(network.net).to("cpu")
         pretrained = self._backbone.build(watch)
         info = pretrained.info.model_copy(update={"weights_sha256": fingerprint(net.backbone)})
         trained = replace(pretrained, net=net, info=info)
         card = self._trained.card(trained.embedding_id) or export(self._trained, trained, info, watch)
+        self._newest = card.embedding_id, network.net
         self._trained.drop_older_than_a_day()
         return FittedModel(
             head=head,

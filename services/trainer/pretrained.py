@@ -132,13 +132,17 @@ def embed(net: "EmbeddingNet", images: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] -> float32 (N, D), on the device where the module is."""
     import torch
 
-    device = next(net.parameters()).device
+    device = device_of(net)
     parts = []
     with torch.inference_mode():
         for first in range(0, len(images), _BATCH):
             batch = torch.from_numpy(np.ascontiguousarray(images[first : first + _BATCH]))
             parts.append(net(batch.to(device)).cpu().numpy())
     return np.concatenate(parts)
+
+
+def device_of(net: "EmbeddingNet") -> str:
+    return next(net.parameters()).device.type
 
 
 def use_threads(threads: int) -> None:
