@@ -1,0 +1,77 @@
+# Querent. Every target makes .venv by itself when it is missing or older than the pins.
+#   PYTHON=...       the Python 3.11 or 3.12 to make .venv with (default: the first one found)
+#   TORCH_INDEX=...  an index to take torch and torchvision from; with one of CPU builds, no CUDA is downloaded
+#   CONFIG=...       the campaign that `make demo` runs
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PYTHON TORCH_INDEX
+CONFIG ?=
+PYTEST ?=
+BIN := .venv/bin
+RUN_EXTRAS := trainer,inference-cpu,demo
+DEV_EXTRAS := $(RUN_EXTRAS),dev
+# The stamps say for which pins an environment was completed; an interrupted set-up leaves none.
+RUN_VENV := .venv/.ready-run
+DEV_VENV := .venv/.ready-dev
+
+$(RUN_VENV): pyproject.toml constraints.txt
+	@scripts/setup_venv.sh $(RUN_EXTRAS)
+	@touch $@
+
+$(DEV_VENV): pyproject.toml constraints.txt
+	@scripts/setup_venv.sh $(DEV_EXTRAS)
+	@touch $@ $(RUN_VENV)
+
+##@ Use it
+.PHONY: demo serve
+demo: $(RUN_VENV) ## Run a whole campaign: Redis, inference, worker, rounds, report (no Docker)
+	@exec $(BIN)/python -m services.demo run $(CONFIG)
+
+serve: $(RUN_VENV) ## Serve the models of the demo until Ctrl-C (gRPC 8001, metrics 8002)
+	@exec $(BIN)/python -m services.demo serve
+
+##@ Work on it
+.PHONY: test check format protos lock
+test: $(DEV_VENV) ## All tests, with real processes and the end-to-end run (PYTEST='-k name' to choose)
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(DEV_VENV) ## Format, lint, types, import contracts, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+format: $(DEV_VENV) ## Format the code and fix what ruff can fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(DEV_VENV) ## Generate services/common/pb from protos/
+	scripts/protos.sh
+
+lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
+	$(BIN)/python scripts/lock.py $(TORCH)
+
+##@ Measure it
+.PHONY: bench bench-accuracy
+bench: bench-accuracy ## Every benchmark
+
+bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
+	$(BIN)/python -m tests.bench.accuracy --csv docs/images/vgg16-accuracy.csv
+
+##@ Tidy up
+.PHONY: clean clean-state help
+clean: ## Delete .venv, caches and build output; campaigns and models stay
+	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find services tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-state: ## Delete .querent: every campaign, model version, embedding and report of this checkout
+	rm -rf .querent
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

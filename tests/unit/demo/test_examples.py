@@ -1,0 +1,39 @@
+"""Every example can be run as it lies there."""
+
+from pathlib import Path
+
+import pytest
+
+from services.trainer.config import load_config
+from services.trainer.strategies import strategy
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_an_example_is_valid_and_its_strategies_exist(path: Path) -> None:
+    config = load_config(path)
+    assert strategy(config.strategy).name == config.strategy
+    assert strategy(config.initial.strategy)
+
+
+def test_the_demo_buys_what_the_readme_says() -> None:
+    config = load_config(EXAMPLES / "cifar10-demo.yaml")
+    assert (config.source.pool.limit, config.source.test.limit) == (10_000, 2_000)
+    assert (config.initial.labels, config.rounds.count, config.rounds.batch) == (100, 5, 100)
+    assert (config.backbone.name, config.backbone.input_size) == ("tf_efficientnet_lite0", 96)
+    assert (config.strategy, config.backbone.flip, config.learner.mode) == ("margin", False, "head")
+
+
+def test_the_random_baseline_differs_in_nothing_but_the_strategy() -> None:
+    margin = load_config(EXAMPLES / "cifar10-vgg16.yaml")
+    baseline = load_config(EXAMPLES / "cifar10-vgg16-random.yaml")
+    assert baseline.strategy == "random"
+    assert baseline.model_copy(update={"strategy": "margin", "name": margin.name}) == margin
+    assert margin.budget == 1_500
+
+
+def test_digits_are_never_mirrored() -> None:
+    config = load_config(EXAMPLES / "digits-demo.yaml")
+    assert not config.learner.mirror
+    assert config.backbone.weights == "none"
