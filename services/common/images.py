@@ -30,7 +30,7 @@ def decode(encoded: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
                         f"the image has {image.width} x {image.height} pixels; the limit is {max_pixels} pixels"
                     )
                 image.draft("RGB", (2 * width, 2 * height))
-                rgb = ImageOps.exif_transpose(image).convert("RGB")
+                rgb = _to_rgb(ImageOps.exif_transpose(image))
     except BadImage:
         raise
     except UnidentifiedImageError as error:
@@ -43,3 +43,13 @@ def decode(encoded: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(rgb, dtype=np.uint8)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel. Pillow itself would cut 16-bit values off at 255: microscopy would turn white."""
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no known range; store them with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    return image.convert("RGB")

@@ -118,8 +118,12 @@ class Registry:
         fsync_dir(target.parent)
 
     def promote(self, campaign: str, version: int) -> None:
-        """Make `version` the one that answers. The small file `current` is the truth; Triton's follows."""
-        self.verify(campaign, version)
+        """Make `version` the one that answers. The small file `current` is the truth; Triton's follows.
+
+        Raises Conflict for a version without a trained head, DamagedArtefact for one that is not whole.
+        """
+        if self.verify(campaign, version).head == "zero":
+            raise Conflict(f"version {version} of {campaign!r} is the backbone alone; it cannot answer")
         write_atomically(self.root / campaign / "current", f"{version}\n".encode())
         self._write_config(campaign, version)
 

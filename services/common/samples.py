@@ -68,8 +68,7 @@ class SampleStore:
     def __init__(self, source: Source, index_path: Path, data_dir: Path) -> None:
         self.source = source
         self._index_path = index_path
-        self._root = data_dir / source.location
-        self._groups = _RowGroupCache(self._root)
+        self._reader = ImageReader(data_dir / source.location)
 
     @classmethod
     def open(cls, sources_dir: Path, data_dir: Path, source_id: str) -> "SampleStore":
@@ -100,7 +99,7 @@ class SampleStore:
         out = [b""] * len(ids)
         # In storage order, so that each row group of a parquet file is read once.
         for i in np.argsort(positions, kind="stable"):
-            out[i] = self._read(*self._index.place(int(positions[i])))
+            out[i] = self._reader.read(*self._index.place(int(positions[i])))
         return out
 
     def images(self, ids: Sequence[str]) -> np.ndarray:
@@ -112,17 +111,6 @@ class SampleStore:
             except BadImage as error:
                 raise BadImage(f"sample {ids[i]}: {error}") from error
         return out
-
-    def _read(self, file: str, row: int) -> bytes:
-        if row >= 0:
-            return self._groups.image(file, row)
-        try:
-            return (self._root / file).read_bytes()
-        except OSError as error:
-            raise NotFound(
-                f"{self._root / file} cannot be read ({error.strerror}); "
-                "is QUERENT_DATA_DIR the folder that the source was made from?"
-            ) from error
 
 
 class _Index:
@@ -147,8 +135,8 @@ class _Index:
         return self._files[position].as_py(), int(self._rows[position])
 
 
-class _RowGroupCache:
-    """Image bytes of parquet files, a few row groups at a time."""
+class ImageReader:
+    """Encoded images of plain files and of parquet files, of which a few row groups are kept. Thread-safe."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -156,7 +144,13 @@ class _RowGroupCache:
         self._groups: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def image(self, file: str, row: int) -> bytes:
+    def read(self, file: str, row: int) -> bytes:
+        """`row`: inside a parquet file; -1 for a plain file. Raises NotFound."""
+        if row < 0:
+            try:
+                return (self._root / file).read_bytes()
+            except OSError as error:
+                raise self._unreadable(file, error) from error
         with self._lock:
             parquet, ends = self._open(file)
             group = int(np.searchsorted(ends, row, side="right"))
@@ -168,12 +162,16 @@ class _RowGroupCache:
             try:
                 parquet = pq.ParquetFile(self._root / file)
             except (OSError, pa.ArrowInvalid) as error:
-                raise NotFound(
-                    f"{self._root / file} cannot be read; is QUERENT_DATA_DIR the folder that the source was made from?"
-                ) from error
+                raise self._unreadable(file, error) from error
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
             self._files[file] = parquet, np.cumsum(sizes)
         return self._files[file]
+
+    def _unreadable(self, file: str, error: Exception) -> NotFound:
+        return NotFound(
+            f"{self._root / file} cannot be read ({getattr(error, 'strerror', None) or error}); "
+            "is QUERENT_DATA_DIR the folder that the source was made from?"
+        )
 
     def _group(self, file: str, parquet: pq.ParquetFile, group: int) -> list[bytes]:
         key = (file, group)

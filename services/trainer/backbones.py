@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from services.common.errors import BadConfig
+from services.common.errors import BadConfig, did_you_mean
 from services.common.manifest import BackboneInfo
-from services.trainer import weights
-from services.trainer.architectures import Architecture, Stages, architecture
+from services.trainer import timm_backbones, weights
+from services.trainer.architecture import Architecture, Stages
 from services.trainer.classifier import EmbeddingNet
 from services.trainer.config import BackboneConfig
 from services.trainer.graph_cache import embedding_id
 from services.trainer.learning import Watch
+from services.trainer.own_backbones import OWN
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def build(
 ) -> Backbone:
     """The network that a configuration names, for a source of this canonical size.
 
-    `seed` matters to `weights: none` alone. Raises BadConfig, Unavailable or DamagedArtefact.
+    `seed` matters to `weights: none` alone. Raises BadConfig, NotFound or DamagedArtefact.
     """
     kind = architecture(config.name)
     size = config.input_size or kind.native_size or max(height, width)
@@ -65,6 +66,19 @@ def build(
         precision="fp32",
     )
     return Backbone(net, _parameters(net, kind.stages(module)), info, _size(net, config, height, width), height, width)
+
+
+def architecture(name: str) -> Architecture:
+    """Raises BadConfig naming the nearest known backbone."""
+    if name in OWN:
+        return OWN[name]()
+    if timm_backbones.is_known(name):
+        return timm_backbones.timm_architecture(name)
+    known = [*OWN, *timm_backbones.names()]
+    hint = did_you_mean(name, known)
+    if not hint.startswith("did you mean"):
+        hint = f"known: {', '.join(sorted(OWN))} and every timm model"
+    raise BadConfig(f"unknown backbone {name!r}; {hint}")
 
 
 def _weights(

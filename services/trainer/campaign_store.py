@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
@@ -22,10 +22,15 @@ class CampaignStore(Transactions):
 
     # ---- campaigns -----------------------------------------------------------------------------------
 
-    def create(self, config: CampaignConfig, source_id: str, classes: Sequence[str]) -> Campaign:
-        """A new campaign named `<config.name>-<next free number>`, with round 0 ready to run."""
+    def create(
+        self, config: CampaignConfig, source_id: str, classes: Sequence[str], taken: Collection[str] = ()
+    ) -> Campaign:
+        """A new campaign named `<config.name>-<next free number>`, with round 0 ready to run.
+
+        `taken`: names that are in use elsewhere, as in a registry that has outlived its database.
+        """
         while True:
-            name = self._next_name(config.name)
+            name = self._next_name(config.name, taken)
             try:
                 with self.writing() as session:
                     session.add(
@@ -45,10 +50,10 @@ class CampaignStore(Transactions):
             except IntegrityError:
                 continue  # another process took the number in between
 
-    def _next_name(self, base: str) -> str:
+    def _next_name(self, base: str, taken: Collection[str]) -> str:
         with self.reading() as session:
-            names = session.scalars(select(CampaignRow.name).where(CampaignRow.name.startswith(f"{base}-"))).all()
-        numbers = (name.removeprefix(f"{base}-") for name in names)
+            names = session.scalars(select(CampaignRow.name)).all()
+        numbers = (name.removeprefix(f"{base}-") for name in {*names, *taken} if name.startswith(f"{base}-"))
         return f"{base}-{1 + max((int(n) for n in numbers if n.isdecimal()), default=0)}"
 
     def campaign(self, name: str) -> Campaign:
@@ -65,9 +70,16 @@ class CampaignStore(Transactions):
         with self.reading() as session:
             return [_campaign(r) for r in session.scalars(select(CampaignRow).order_by(CampaignRow.created_at))]
 
-    def set_state(self, name: str, state: CampaignState, reason: str, only_from: Sequence[str] = ()) -> None:
+    def set_state(
+        self,
+        name: str,
+        state: CampaignState,
+        reason: str,
+        only_from: Sequence[str] = (),
+        lease: Lease | None = None,
+    ) -> None:
         """Raises NotFound, or Conflict when the campaign is in none of the states of `only_from`."""
-        with self.writing() as session:
+        with self.writing(lease) as session:
             row = session.get(CampaignRow, name)
             if row is None:
                 raise NotFound(f"no campaign {name!r}; {did_you_mean(name, session.scalars(select(CampaignRow.name)))}")
@@ -79,10 +91,12 @@ class CampaignStore(Transactions):
             if state == "running":
                 session.execute(update(RoundRow).where(RoundRow.campaign == name).values(failures=0, enqueued_at=0.0))
 
-    def set_reason(self, name: str, reason: str) -> None:
+    def set_reason(self, lease: Lease, reason: str) -> None:
         """What a running campaign waits for; empty when it goes on."""
-        with self.writing() as session:
-            session.execute(update(CampaignRow).where(CampaignRow.name == name).values(reason=reason))
+        with self.writing(lease) as session:
+            row = session.get_one(CampaignRow, lease.campaign)
+            if row.state == "running":
+                row.reason = reason
 
     def delete(self, name: str) -> None:
         """Forget a campaign and everything about it."""
@@ -97,6 +111,12 @@ class CampaignStore(Transactions):
         with self.reading() as session:
             rows = session.scalars(select(RoundRow).where(RoundRow.campaign == name).order_by(RoundRow.round_no))
             return [round_of(row) for row in rows]
+
+    def finished_rounds(self, name: str) -> list[int]:
+        """Their numbers only."""
+        done = select(RoundRow.round_no).where(RoundRow.campaign == name, RoundRow.state == "done")
+        with self.reading() as session:
+            return list(session.scalars(done.order_by(RoundRow.round_no)))
 
     def round(self, name: str, round_no: int) -> Round:
         """Raises NotFound."""
@@ -211,10 +231,10 @@ class CampaignStore(Transactions):
             row.seconds = json.dumps({**json.loads(row.seconds), **done.seconds})
             row.report = json.dumps(done.report)
 
-    def count_failure(self, name: str, round_no: int) -> int:
+    def count_failure(self, lease: Lease, round_no: int) -> int:
         """How often the round has failed, this time included."""
-        with self.writing() as session:
-            row = session.get_one(RoundRow, (name, round_no))
+        with self.writing(lease) as session:
+            row = session.get_one(RoundRow, (lease.campaign, round_no))
             row.failures += 1
             return row.failures
 

@@ -1,5 +1,6 @@
 """Starting a campaign: everything that can be wrong is found before anything is created."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from services.common.errors import BadConfig
@@ -13,18 +14,24 @@ from services.trainer.strategies import strategy
 
 
 def start_campaign(
-    config: CampaignConfig, store: CampaignStore, data_dir: Path, sources_dir: Path, progress: ProgressBar
+    config: CampaignConfig,
+    store: CampaignStore,
+    data_dir: Path,
+    sources_dir: Path,
+    progress: ProgressBar,
+    taken: Collection[str] = (),
 ) -> Campaign:
     """Make or find the source, check the budget against it, and create the campaign.
 
-    Raises BadConfig; nothing is created then, apart from a source that the next try finds ready.
+    `taken`: names that the registry holds already. Raises BadConfig; nothing is created then, apart from a source
+    that the next try finds ready.
     """
     strategy(config.strategy)
     if strategy(config.initial.strategy).acquisition is not None:
         raise BadConfig(f"initial.strategy {config.initial.strategy!r} needs a trained model; use random or k_center")
     source = make_source(config.source, data_dir, sources_dir, progress)
     _check(config, source, sources_dir)
-    return store.create(config, source.source_id, source.classes)
+    return store.create(config, source.source_id, source.classes, taken)
 
 
 def _check(config: CampaignConfig, source: Source, sources_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.common.errors import Conflict, QuerentError
@@ -60,7 +62,14 @@ def run(
                 tasks[phase] = bars.add_task({"index": "listing images", "check": "checking images"}[phase])
             bars.update(tasks[phase], completed=done, total=total)
 
-        campaign = start_campaign(wanted, stores.campaigns, settings.data_dir, settings.sources_dir, progress)
+        campaign = start_campaign(
+            wanted,
+            stores.campaigns,
+            settings.data_dir,
+            settings.sources_dir,
+            progress,
+            taken=stores.registry.campaigns(),
+        )
     console.print(f"campaign [bold]{campaign.name}[/] created")
     if name_file is not None:
         name_file.write_text(campaign.name)
@@ -81,8 +90,8 @@ def _enqueue_first(campaign: Campaign) -> None:
         enqueue("train_round", campaign.name, 0)
     except OperationalError as error:
         console.print(
-            f"[yellow]Redis cannot be reached ({error}).[/] The campaign is recorded and a worker will find it; "
-            "`al-trainer doctor` says what is missing."
+            f"[yellow]Redis cannot be reached ({escape(str(error))}).[/] The campaign is recorded and a worker will "
+            "find it; `al-trainer doctor` says what is missing."
         )
 
 
@@ -108,9 +117,9 @@ def _follow(name: str) -> None:
     if report.is_file():
         console.print(f"report: {report}", highlight=False)
     if ended.state != "finished":
-        console.print(f"[red]{name} is {ended.state}:[/] {ended.reason}", highlight=False)
+        console.print(f"[red]{name} is {ended.state}:[/] {escape(ended.reason)}", highlight=False)
         raise typer.Exit(1)
-    console.print(f"{name} is finished: {ended.reason}", highlight=False)
+    console.print(f"{name} is finished: {escape(ended.reason)}", highlight=False)
 
 
 @app.command()
@@ -139,7 +148,7 @@ def status(
         }
         print(json.dumps(value))
         return
-    console.print(f"[bold]{found.name}[/] is {found.state}{': ' + found.reason if found.reason else ''}")
+    console.print(f"[bold]{found.name}[/] is {found.state}{': ' + escape(found.reason) if found.reason else ''}")
     console.print(f"promoted version: {current or 'none yet'}; budget: {found.config.budget} labels")
     if progress is not None and found.state == "running":
         of = f" {progress.done}/{progress.total}" if progress.total else ""
@@ -209,11 +218,16 @@ def delete(
     found = stores.campaigns.campaign(campaign)
     if found.state not in AT_REST:
         raise Conflict(f"{campaign} is {found.state}; first: al-trainer cancel {campaign}")
+    owner = stores.leases.owner(campaign)
+    if owner:
+        raise Conflict(f"worker {owner} is just ending its work on {campaign}; try again in a moment")
     labels = len(stores.campaigns.labels(campaign))
     if not yes:
         typer.confirm(f"Delete {campaign} with {labels} labels and its models?", abort=True)
-    stores.registry.delete(campaign)
+    # The rows first: a worker that still holds the campaign can then write nothing any more.
     stores.campaigns.delete(campaign)
+    stores.registry.delete(campaign)
+    shutil.rmtree(wiring.settings().reports_dir / campaign, ignore_errors=True)
     console.print(f"{campaign} is deleted")
 
 
@@ -234,9 +248,9 @@ def doctor() -> None:
     for finding in examine(wiring.settings()):
         sound &= finding.ok
         mark = "[green]ok[/]     " if finding.ok else "[red]problem[/]"
-        console.print(f"{mark} {finding.name:<11}{finding.detail}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {finding.name:<11}{escape(finding.detail)}", highlight=False, soft_wrap=True)
         if finding.advice:
-            console.print(f"        {'':<11}→ {finding.advice}", highlight=False, soft_wrap=True)
+            console.print(f"        {'':<11}→ {escape(finding.advice)}", highlight=False, soft_wrap=True)
     raise typer.Exit(0 if sound else 1)
 
 
@@ -269,7 +283,7 @@ def _told(command: Callable[[], None]) -> Callable[[], None]:
             _explain_settings(error)
             sys.exit(1)
         except QuerentError as error:
-            Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             sys.exit(1)
         except BrokenPipeError:
             os._exit(141)  # the reader of a pipe has gone
@@ -282,7 +296,9 @@ def _explain_settings(error: ValidationError) -> None:
     for problem in error.errors():
         name = str(problem["loc"][0])
         variable = name if name.isupper() else f"TRAINER_{name.upper()}"
-        Console(stderr=True).print(f"[red]error:[/] {variable}: {problem['msg']}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[red]error:[/] {variable}: {escape(problem['msg'])}", highlight=False, soft_wrap=True
+        )
 
 
 @_told

@@ -9,7 +9,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from services.common.errors import BadConfig, Unavailable
 
@@ -23,13 +23,19 @@ def open_database(url: str) -> Engine:
         parsed = make_url(url)
     except ArgumentError as error:
         raise BadConfig(f"TRAINER_DATABASE_URL {url!r} is not a database URL (sqlite:///path.db)") from error
-    engine = _open_sqlite(url, parsed.database) if parsed.get_backend_name() == "sqlite" else create_engine(url)
     try:
+        sqlite = parsed.get_backend_name() == "sqlite"
+        engine = _open_sqlite(url, parsed.database) if sqlite else create_engine(url, pool_pre_ping=True)
         with _migration_lock(engine, parsed.database), engine.connect() as connection:
             _migrate(connection)
     except OperationalError as error:
         shown = parsed.render_as_string(hide_password=True)
         raise Unavailable(f"the database {shown} cannot be opened: {error.orig}") from error
+    except OSError as error:
+        raise Unavailable(f"the database {url} cannot be opened: {error}") from error
+    except (ImportError, NoSuchModuleError) as error:
+        advice = "for PostgreSQL: pip install 'querent[postgres]'"
+        raise BadConfig(f"TRAINER_DATABASE_URL names a database without a driver here ({error}); {advice}") from error
     return engine
 
 

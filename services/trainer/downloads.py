@@ -84,7 +84,8 @@ def _open(request: urllib.request.Request, timeout_s: float) -> Any:
 
     def connect() -> None:
         try:
-            answer.put(urllib.request.urlopen(request, timeout=timeout_s))
+            # An opener of our own: urlopen's is made once in a process and keeps the proxies of that moment.
+            answer.put(urllib.request.build_opener().open(request, timeout=timeout_s))
         except urllib.error.HTTPError as error:
             answer.put(error)
         except Exception as error:

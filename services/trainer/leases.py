@@ -3,6 +3,7 @@
 import time
 
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from services.trainer.campaign import CampaignState, Lease, Round
 from services.trainer.tables import CampaignRow, LeaseRow, RoundRow
@@ -44,12 +45,15 @@ class LeaseStore(Transactions):
         """None while another worker holds the campaign, or when it is gone or at rest."""
         now = time.time()
         with self.writing() as session:
-            campaign, row = session.get(CampaignRow, name), session.get(LeaseRow, name)
+            # Locked first: on PostgreSQL two workers would otherwise both read the old token and both add one to it.
+            row, campaign = session.get(LeaseRow, name, with_for_update=True), session.get(CampaignRow, name)
             if campaign is None or row is None or campaign.state != "running":
                 return None
             if row.owner and row.expires_at > now:
                 return None
             row.owner, row.token, row.expires_at = owner, row.token + 1, now + seconds
+            # Claimed: whatever message led here is used up, and if this worker dies the round is due at once.
+            self._stamp(session, name, 0.0)
             return Lease(name, owner, row.token)
 
     def renew_lease(self, lease: Lease, seconds: float) -> CampaignState:
@@ -66,4 +70,17 @@ class LeaseStore(Transactions):
                 .where(LeaseRow.campaign == lease.campaign, LeaseRow.token == lease.token)
                 .values(owner="", expires_at=0.0)
             )
-            session.execute(update(RoundRow).where(RoundRow.campaign == lease.campaign).values(enqueued_at=0.0))
+
+    def mark_enqueued(self, name: str, enqueued: bool = True) -> None:
+        """A message about the campaign's newest round is on its way, or could not be sent after all."""
+        with self.writing() as session:
+            self._stamp(session, name, time.time() if enqueued else 0.0)
+
+    def owner(self, name: str) -> str:
+        """Who works on the campaign now; empty for nobody."""
+        with self.reading() as session:
+            row = session.get(LeaseRow, name)
+            return row.owner if row is not None and row.expires_at > time.time() else ""
+
+    def _stamp(self, session: Session, name: str, when: float) -> None:
+        session.execute(update(RoundRow).where(RoundRow.campaign == name).values(enqueued_at=when))

@@ -3,16 +3,16 @@
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.common.errors import BadConfig
+from services.common.errors import BadConfig, NotFound
 from services.common.files import digest
-from services.common.samples import image_column
+from services.common.samples import ImageReader, image_column
 from services.trainer.config import SourceConfig
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
@@ -24,17 +24,12 @@ class ListedImage:
     file: str
     row: int
     label: str | None
+    # "pool" or "test"
     split: str
-    root: Path
-    # The image itself, held only for parquet rows: they cannot be read one by one cheaply.
-    held: bytes | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
         return self.file if self.row < 0 else f"{self.file}, row {self.row}"
-
-    def encoded(self) -> bytes:
-        return self.held if self.held is not None else (self.root / self.file).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -42,18 +37,27 @@ class Listed:
     images: tuple[ListedImage, ...]
     # In the data set's own order where it has one.
     classes: tuple[str, ...]
-    # Changes when a file is added, removed or replaced.
-    fingerprint: str
+    reader: ImageReader
 
-    def read(self) -> Iterator[tuple[ListedImage, bytes]]:
-        for image in self.images:
-            yield image, image.encoded()
+    def encoded(self, image: ListedImage) -> bytes:
+        """The image's file; a few row groups of parquet are kept, so read in listing order."""
+        return self.reader.read(image.file, image.row)
+
+
+def fingerprint(root: Path) -> str:
+    """Changes when a file is added, removed or replaced. Looks at names, sizes and times, reads no image.
+
+    Raises BadConfig when there is nothing at `root`.
+    """
+    if not root.exists():
+        raise BadConfig(f"{root} does not exist; set QUERENT_DATA_DIR to the folder that contains {root.name!r}")
+    folder = root if root.is_dir() else root.parent
+    stats = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return digest([[str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for path, stat in stats])
 
 
 def list_images(config: SourceConfig, root: Path) -> Listed:
     """Raises BadConfig saying what was looked for and where."""
-    if not root.exists():
-        raise BadConfig(f"{root} does not exist; set QUERENT_DATA_DIR to the folder that contains {root.name!r}")
     if config.kind == "manifest":
         listed = _from_manifest(root)
     elif config.kind == "folder":
@@ -63,10 +67,6 @@ def list_images(config: SourceConfig, root: Path) -> Listed:
     if not listed.images:
         raise BadConfig(f"{root} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     return listed
-
-
-def _fingerprint(paths: list[Path], root: Path) -> str:
-    return digest([[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in paths])
 
 
 # ---- Hugging Face parquet ----------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def _from_parquet(config: SourceConfig, root: Path) -> Listed:
             images, names = _parquet_rows(path, root, role)
             listed += images
             classes = classes or names
-    return Listed(tuple(listed), classes, _fingerprint([p for paths in files.values() for p in paths], root))
+    return Listed(tuple(listed), classes, ImageReader(root))
 
 
 def _roles(config: SourceConfig) -> list[tuple[str, Any]]:
@@ -97,19 +97,18 @@ def _parquet_files(root: Path, split: str) -> list[Path]:
 
 
 def _parquet_rows(path: Path, root: Path, role: str) -> tuple[list[ListedImage], tuple[str, ...]]:
+    """Every row without its image, which is read when it is needed."""
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise BadConfig(f"{path} is not a parquet file: {error}") from error
-    column = image_column(table.schema)
-    names = _class_names(table.schema)
-    codes = table["label"].to_pylist() if "label" in table.column_names else [None] * table.num_rows
+        parquet = pq.ParquetFile(path)
+        image_column(parquet.schema_arrow)
+        named = "label" in parquet.schema_arrow.names
+        codes = parquet.read(columns=["label"])["label"].to_pylist() if named else [None] * parquet.metadata.num_rows
+    except (pa.ArrowInvalid, NotFound) as error:
+        raise BadConfig(f"{path} is not a parquet file of images: {error}") from error
+    names = _class_names(parquet.schema_arrow)
     file = str(path.relative_to(root))
-    images = []
-    for row, (entry, code) in enumerate(zip(table[column].to_pylist(), codes, strict=True)):
-        label = None if code is None or code < 0 else (names[code] if names else str(code))
-        images.append(ListedImage(file, row, label, role, root, entry["bytes"] or b""))
-    return images, names
+    labels = (None if code is None or code < 0 else (names[code] if names else str(code)) for code in codes)
+    return [ListedImage(file, row, label, role) for row, label in enumerate(labels)], names
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...]:
@@ -127,6 +126,12 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...]:
 def _from_folder(config: SourceConfig, root: Path) -> Listed:
     """<root>/<split>/<class>/*, or <root>/<class>/* when there is no folder of the pool's split."""
     pool_root = root / config.pool.split
+    if not pool_root.is_dir() and (root / config.test.split).is_dir():
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())
+        raise BadConfig(
+            f"{root} has a folder {config.test.split!r} but none {config.pool.split!r} (it has {', '.join(found)}); "
+            "name the pool's folder in source.pool.split"
+        )
     roles = {"pool": pool_root if pool_root.is_dir() else root}
     if pool_root.is_dir() and (root / config.test.split).is_dir():
         roles["test"] = root / config.test.split
@@ -135,8 +140,8 @@ def _from_folder(config: SourceConfig, root: Path) -> Listed:
         for path in _image_files(folder):
             inside = path.relative_to(folder).parts
             label = inside[0] if len(inside) > 1 else None
-            listed.append(ListedImage(str(path.relative_to(root)), -1, label, role, root))
-    return Listed(tuple(listed), (), _fingerprint([root / i.file for i in listed], root))
+            listed.append(ListedImage(str(path.relative_to(root)), -1, label, role))
+    return Listed(tuple(listed), (), ImageReader(root))
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -162,8 +167,8 @@ def _from_manifest(path: Path) -> Listed:
         if not name or not file.is_relative_to(root.resolve()) or not file.is_file():
             raise BadConfig(f"{path}, entry {number}: {name!r} is not a file beside the manifest")
         split = "test" if row.get("split") == "test" else "pool"
-        listed.append(ListedImage(name, -1, row.get("label") or None, split, root))
-    return Listed(tuple(listed), (), _fingerprint([path, *(root / i.file for i in listed)], root))
+        listed.append(ListedImage(name, -1, row.get("label") or None, split))
+    return Listed(tuple(listed), (), ImageReader(root))
 
 
 def _manifest_rows(path: Path) -> Iterator[dict[str, Any]]:

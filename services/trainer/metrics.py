@@ -16,7 +16,11 @@ class TrainerMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry)
+            made = Gauge(name, text, labels, registry=registry)
+            self._gauges.append(made)
+            return made
+
+        self._gauges: list[Gauge] = []
 
         self._accuracy = gauge("al_round_accuracy", "Accuracy, 0 to 1", "campaign", "round", "split")
         self._macro_f1 = gauge("al_round_macro_f1", "Macro-averaged F1, 0 to 1", "campaign", "round", "split")
@@ -50,27 +54,43 @@ class TrainerMetrics:
         self._failures = Counter(
             "al_round_failures", "Rounds that failed, by reason", ("campaign", "reason"), registry=registry
         )
-        self._observed: set[tuple[str, int]] = set()
+        # Rounds whose gauges are set, and campaigns that have any.
+        self._set: set[tuple[str, int]] = set()
+        self._known: set[str] = set()
         self._waiting_since: dict[str, float] = {}
 
     def count_failure(self, campaign: str, reason: str) -> None:
         self._failures.labels(campaign, reason).inc()
 
+    def observe_round(self, done: Round) -> None:
+        """Once, by the worker that finished the round: a restart must not count it again."""
+        for phase, seconds in done.seconds.items():
+            self._phase_seconds.labels(done.campaign, phase).observe(seconds)
+
     def restore(self, store: CampaignStore) -> None:
-        """Set every gauge from the database, so that dashboards by round survive a restart."""
+        """Set every gauge from the database, so that dashboards by round survive a restart.
+
+        Called again and again: finished rounds never change and are read once.
+        """
         campaigns = store.campaigns()
         for campaign in campaigns:
             self._set_state(campaign)
-            for done in store.rounds(campaign.name):
-                if done.state == "done":
-                    self._set_round(campaign, done)
+            for round_no in store.finished_rounds(campaign.name):
+                if (campaign.name, round_no) not in self._set:
+                    self._set.add((campaign.name, round_no))
+                    self._set_round(campaign, store.round(campaign.name, round_no))
+        for name in self._known - {c.name for c in campaigns}:
+            self._forget(name)
+        self._known = {c.name for c in campaigns}
         self._tasks.labels("running").set(sum(c.state == "running" for c in campaigns))
         self._tasks.labels("waiting").set(sum(c.state == "running" and bool(c.reason) for c in campaigns))
 
-    def forget(self, campaign: str) -> None:
-        """Drop the gauges of a deleted campaign."""
-        for metric in (self._state, self._waiting):
-            metric.remove_by_labels({"campaign": campaign})
+    def _forget(self, campaign: str) -> None:
+        """Drop every series of a deleted campaign."""
+        for metric in self._gauges:
+            if "campaign" in metric._labelnames:
+                metric.remove_by_labels({"campaign": campaign})
+        self._set = {key for key in self._set if key[0] != campaign}
 
     def _set_state(self, campaign: Campaign) -> None:
         for state in _STATES:
@@ -96,7 +116,3 @@ class TrainerMetrics:
             self._query_score.labels(name, number).set(done.query_score)
         if done.images_per_second is not None:
             self._rate.labels(name, number, "score").set(done.images_per_second)
-        if (name, done.round_no) not in self._observed:
-            self._observed.add((name, done.round_no))
-            for phase, seconds in done.seconds.items():
-                self._phase_seconds.labels(name, phase).observe(seconds)

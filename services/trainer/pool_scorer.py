@@ -23,6 +23,7 @@ log = structlog.get_logger()
 # 16,384 ids are 0.6 MB on the wire: far below message limits, and enough to keep a replica busy.
 SHARD = 16_384
 _ATTEMPTS = 6
+_KEPT_STORES = 4
 # Generous: the whole pool of a large shard may have to be embedded within one call.
 _CALL_TIMEOUT_S = 6 * 3600
 
@@ -63,7 +64,13 @@ class GrpcPoolScorer:
         self._embeddings_dir = embeddings_dir
         self._parallelism = parallelism
         self._stores: dict[tuple[str, str], EmbeddingStore] = {}
-        options = [("grpc.lb_policy_name", "round_robin"), ("grpc.max_receive_message_length", 64 * 2**20)]
+        options = [
+            ("grpc.lb_policy_name", "round_robin"),
+            ("grpc.max_receive_message_length", 64 * 2**20),
+            # A node that vanishes without a word is noticed within a minute, not when the call times out.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+        ]
         self._channel = grpc.insecure_channel(f"dns:///{address}", options=options)
         self._stub = pb_grpc.PoolScoringServiceStub(self._channel)
 
@@ -108,6 +115,9 @@ class GrpcPoolScorer:
     def _stored(self, embedding_id: str, source_id: str) -> EmbeddingStore:
         key = (embedding_id, source_id)
         if key not in self._stores:
+            # Those of fine-tuned versions come and go; the newest few are all that is asked for again.
+            for old in list(self._stores)[: -_KEPT_STORES + 1]:
+                del self._stores[old]
             self._stores[key] = EmbeddingStore(self._embeddings_dir, embedding_id, source_id)
         self._stores[key].refresh()
         return self._stores[key]
@@ -142,8 +152,10 @@ class _ShardedCall:
             try:
                 if self._cancelled:
                     return
-                self._running[shard] = self._call(self._shards[shard])
-                for event in self._running[shard]:
+                self._running[shard] = running = self._call(self._shards[shard])
+                if self._cancelled:  # in between: cancel() may not have seen this call
+                    running.cancel()
+                for event in running:
                     self._events.put((shard, event))
                 self._events.put((shard, None))
                 return
@@ -154,6 +166,10 @@ class _ShardedCall:
                     return
                 log.warning("shard_retried", shard=shard, attempt=attempt, error=str(failure))
                 time.sleep(min(0.2 * 2**attempt, 3.0))
+            # Whatever else it is must reach the caller: nobody looks at this thread.
+            except Exception as error:
+                self._events.put((shard, error))
+                return
 
     def events(self, watch: Watch) -> Iterator[Any]:
         done: dict[str, dict[int, tuple[int, int]]] = {}
@@ -164,7 +180,7 @@ class _ShardedCall:
                 shard, event = self._events.get(timeout=0.5)
             except queue.Empty:
                 shard, event = -1, None
-            if isinstance(event, QuerentError):
+            if isinstance(event, Exception):
                 raise event
             if event is None:
                 open_shards -= shard >= 0
@@ -189,4 +205,8 @@ class _ShardedCall:
     def _translate(self, error: grpc.RpcError) -> QuerentError:
         status = error.code()
         kind = _STATUS_TO_ERROR.get(status, QuerentError)
-        return kind(f"inference at {self._address} answered {status.name}: {error.details()}")
+        details = str(error.details())
+        if kind is NotFound and details.startswith(("no version", "no model")):
+            # It is published, so this replica's view of the registry is late (a network file system) or of another.
+            kind, details = Unavailable, f"{details}; is the trainer's registry the one mounted there?"
+        return kind(f"inference at {self._address} answered {status.name}: {details}")

@@ -1,5 +1,6 @@
 """A configured backbone as it comes: its exported graph from the cache, its torch module only when needed."""
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -60,9 +61,9 @@ class PretrainedBackbone:
     def build(self, watch: Watch) -> "Backbone":
         """The torch module with its weights; it is kept."""
         if self._backbone is None:
+            use_threads(self._threads)
             from services.trainer.backbones import build
 
-            use_threads(self._threads)
             self._backbone = build(self._config, self._height, self._width, self._weights_dir, self._seed, watch)
         return self._backbone
 
@@ -147,6 +148,9 @@ def device_of(net: "EmbeddingNet") -> str:
 
 def use_threads(threads: int) -> None:
     """Let torch use this many threads. Results repeat exactly for the same number."""
+    # torch's OpenMP reads this when it is loaded. Its threads otherwise spin while they wait: with another busy
+    # process on the same cores, every barrier lasts a time slice (measured: 20 ms a step became 1,000).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     if torch.get_num_threads() != threads:

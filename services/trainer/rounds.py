@@ -5,6 +5,7 @@ ends in the same labels and the same model.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import structlog
 
-from services.common.errors import DamagedArtefact
+from services.common.errors import Conflict, DamagedArtefact
+from services.common.files import digest
 from services.common.registry import Registry
 from services.trainer import promotion
 from services.trainer.campaign import Campaign, Lease, Pick, Round
@@ -29,6 +31,8 @@ from services.trainer.strategies import ScoredPool, strategy
 log = structlog.get_logger()
 
 STEPS = ("score", "pick", "request", "label", "fit", "evaluate", "publish", "save")
+# Between the two halves of "publish": told to OnStep as well, since a crash there leaves a version unpromoted.
+PROMOTE = "promote"
 REPORT_FILE = "report.json"
 
 OnStep = Callable[[str, int], None]
@@ -118,7 +122,10 @@ class RoundRunner:
         def embeddings(ids: Sequence[str]) -> np.ndarray:
             return self._tools.scorer.embeddings(at, ids, self._watch)
 
-        return ScoredPool(pool.unlabelled, pool.labelled, scores, embeddings)
+        def look() -> None:
+            self._watch.progress("pick", 0, 0)
+
+        return ScoredPool(pool.unlabelled, pool.labelled, scores, embeddings, look)
 
     def _pick(self, scored: ScoredPool, round_no: int) -> list[Pick]:
         """The strategy's batch, with a share drawn at random: the rows that may decide on promotion."""
@@ -185,7 +192,20 @@ class RoundRunner:
         if version not in self._registry.versions(self._campaign.name):
             return None
         self._registry.verify(self._campaign.name, version)
-        return self._read_report(version)
+        report = self._read_report(version)
+        if report.get("made_from") != self._made_from(round_no):
+            raise Conflict(
+                f"the registry holds a version {version} of another campaign called {self._campaign.name!r}; "
+                "delete that one or give this campaign another name"
+            )
+        return report
+
+    def _made_from(self, round_no: int) -> str:
+        """Digest of everything that decides the round's model: two campaigns of one name are told apart by it."""
+        labels = self._store.labels(self._campaign.name, up_to_round=round_no)
+        config = self._campaign.config.model_dump(mode="json")
+        bought = [[label.sample_id, label.class_index] for label in labels]
+        return digest([config, self._campaign.source_id, self._campaign.classes, bought])
 
     def _read_report(self, version: int) -> dict[str, Any]:
         path = self._registry.version_dir(self._campaign.name, version) / REPORT_FILE
@@ -253,10 +273,15 @@ class RoundRunner:
         staged = self._registry.staging_dir()
         started = time.perf_counter()
         report["seconds"] = clock.seconds
-        extra = {REPORT_FILE: json.dumps(report).encode()}
-        self._tools.exporter.stage(model, facts, extra, staged, self._watch)
-        self._watch.progress("publish", 1, 1)
-        self._registry.publish(staged, name, version)
+        report["made_from"] = self._made_from(round_no)
+        try:
+            extra = {REPORT_FILE: json.dumps(report).encode()}
+            self._tools.exporter.stage(model, facts, extra, staged, self._watch)
+            self._watch.progress("publish", 1, 1)
+            self._registry.publish(staged, name, version)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)  # gone already when all went well
+        self._on_step(PROMOTE, round_no)
         clock.seconds["publish"] = time.perf_counter() - started
         log.info("round_published", campaign=name, round=round_no, version=version, **_headline(report))
 

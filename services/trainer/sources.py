@@ -14,7 +14,7 @@ from services.common.errors import BadConfig, BadImage, did_you_mean
 from services.common.files import digest, sha256_file, write_atomically
 from services.common.samples import Source, read_source, sample_id
 from services.trainer.config import SourceConfig, SplitConfig
-from services.trainer.listing import Listed, ListedImage, list_images
+from services.trainer.listing import Listed, ListedImage, fingerprint, list_images
 
 log = structlog.get_logger()
 
@@ -27,6 +27,11 @@ class _Sample:
     image: ListedImage
     split: str
 
+    @property
+    def content(self) -> str:
+        """The same for exact duplicates."""
+        return self.id[:32]
+
 
 def make_source(config: SourceConfig, data_dir: Path, sources_dir: Path, progress: ProgressBar) -> Source:
     """Write the source's description and index; the same images give the same source.
@@ -35,14 +40,15 @@ def make_source(config: SourceConfig, data_dir: Path, sources_dir: Path, progres
     Raises BadConfig when there is nothing to work with or a class is not among the declared ones.
     """
     location = config.location or config.kind
-    listed = list_images(config, data_dir / location)
-    known = _known_source(sources_dir, config, listed)
+    recipe = _recipe_path(sources_dir, config, fingerprint(data_dir / location))
+    known = _known_source(sources_dir, recipe)
     if known:
         return known
+    listed = list_images(config, data_dir / location)
     classes = _classes(config, listed)
     samples = _with_ids(listed, progress)
     chosen = _choose(config, samples)
-    kept, skipped = _readable(chosen, config.size, progress)
+    kept, skipped = _readable(listed, chosen, config.size, progress)
     if not any(s.split == "pool" for s in kept):
         raise BadConfig(f"{data_dir / location}: none of the {len(chosen)} images can be read")
     source = _write(sources_dir, config, location, classes, kept)
@@ -50,18 +56,16 @@ def make_source(config: SourceConfig, data_dir: Path, sources_dir: Path, progres
         report = sources_dir / f"{source.source_id}.skipped.txt"
         write_atomically(report, "".join(f"{line}\n" for line in skipped).encode())
         log.warning("images_left_out", count=len(skipped), first=skipped[0], listed_in=str(report))
-    write_atomically(_recipe_path(sources_dir, config, listed), source.source_id.encode())
+    write_atomically(recipe, source.source_id.encode())
     return source
 
 
-def _recipe_path(sources_dir: Path, config: SourceConfig, listed: Listed) -> Path:
+def _recipe_path(sources_dir: Path, config: SourceConfig, files: str) -> Path:
     """Names what a source was made from, so that making it again reads no image."""
-    recipe = {"config": config.model_dump(mode="json"), "listed": listed.fingerprint}
-    return sources_dir / "recipes" / digest(recipe)
+    return sources_dir / "recipes" / digest({"config": config.model_dump(mode="json"), "files": files})
 
 
-def _known_source(sources_dir: Path, config: SourceConfig, listed: Listed) -> Source | None:
-    recipe = _recipe_path(sources_dir, config, listed)
+def _known_source(sources_dir: Path, recipe: Path) -> Source | None:
     if not recipe.is_file():
         return None
     source_id = recipe.read_text()
@@ -90,8 +94,8 @@ def _with_ids(listed: Listed, progress: ProgressBar) -> list[_Sample]:
     """Every listed image with its id; exact duplicates get -2, -3, in listing order."""
     seen: dict[str, int] = {}
     samples = []
-    for done, (image, encoded) in enumerate(listed.read(), start=1):
-        base = sample_id(encoded)
+    for done, image in enumerate(listed.images, start=1):
+        base = sample_id(listed.encoded(image))
         seen[base] = seen.get(base, 0) + 1
         unique = base if seen[base] == 1 else f"{base}-{seen[base]}"
         samples.append(_Sample(unique, image, image.split))
@@ -108,11 +112,17 @@ def _choose(config: SourceConfig, samples: Sequence[_Sample]) -> list[_Sample]:
     pool = [s for s in samples if s.split == "pool"]
     test = [s for s in samples if s.split == "test"]
     if not test:
-        by_id = sorted(pool, key=lambda s: s.id)
-        held_out = {s.id for s in by_id[: max(1, round(len(by_id) * config.test_share))]}
-        test = [replace(s, split="test") for s in pool if s.id in held_out]
-        pool = [s for s in pool if s.id not in held_out]
-    return [*_limited(pool, config.pool), *_limited(test, config.test)]
+        contents = sorted({s.content for s in pool})
+        held_out = set(contents[: max(1, round(len(contents) * config.test_share))])
+        test = [replace(s, split="test") for s in pool if s.content in held_out]
+        pool = [s for s in pool if s.content not in held_out]
+    test = _limited(test, config.test)
+    # An image that is tested on must not be in the pool under another id: it could be bought and trained on.
+    tested = {s.content for s in test}
+    apart = [s for s in pool if s.content not in tested]
+    if len(apart) < len(pool):
+        log.warning("test_images_left_out_of_the_pool", count=len(pool) - len(apart))
+    return [*_limited(apart, config.pool), *test]
 
 
 def _limited(samples: Sequence[_Sample], split: SplitConfig) -> list[_Sample]:
@@ -122,12 +132,14 @@ def _limited(samples: Sequence[_Sample], split: SplitConfig) -> list[_Sample]:
     return [s for s in samples if s.id in kept]
 
 
-def _readable(samples: Sequence[_Sample], size: int, progress: ProgressBar) -> tuple[list[_Sample], list[str]]:
+def _readable(
+    listed: Listed, samples: Sequence[_Sample], size: int, progress: ProgressBar
+) -> tuple[list[_Sample], list[str]]:
     """Those that decode, and a line about each that does not."""
 
     def problem(sample: _Sample) -> str | None:
         try:
-            images.decode(sample.image.encoded(), size, size)
+            images.decode(listed.encoded(sample.image), size, size)
         except BadImage as error:
             return f"{sample.image.name}: {error}"
         return None

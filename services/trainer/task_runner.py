@@ -75,22 +75,28 @@ class TaskRunner:
             self._rounds(owned).select_batch(round_no)
             return True
 
-        if self._under_lease(name, round_no, work):
-            enqueue("train_round", name, round_no)
+        if self._under_lease("select_batch", name, round_no, work):
+            self._follow_up("train_round", name, round_no, enqueue)
 
     def train_round(self, name: str, round_no: int, enqueue: Enqueue) -> None:
         def work(owned: _Owned) -> bool:
-            return self._rounds(owned).train_round(round_no)
+            done = self._rounds(owned).train_round(round_no)
+            if done:
+                self.metrics.observe_round(self.store.round(name, round_no))
+            return done
 
-        if self._under_lease(name, round_no, work):
-            self.metrics.restore(self.store)
-            enqueue("advance_campaign", name, round_no)
+        if self._under_lease("train_round", name, round_no, work):
+            self._follow_up("advance_campaign", name, round_no, enqueue)
 
     def advance_campaign(self, name: str, round_no: int, enqueue: Enqueue) -> None:
         """Begin the next round, or finish when the budget is spent."""
-        if self._under_lease(name, round_no, self._advance):
-            enqueue("select_batch", name, self.store.rounds(name)[-1].round_no)
+        if self._under_lease("advance_campaign", name, round_no, self._advance):
+            self._follow_up("select_batch", name, round_no + 1, enqueue)
         self.metrics.restore(self.store)
+
+    def _follow_up(self, task: str, name: str, round_no: int, enqueue: Enqueue) -> None:
+        enqueue(task, name, round_no)
+        self.leases.mark_enqueued(name)
 
     def _rounds(self, owned: "_Owned") -> RoundRunner:
         tools = self._make_tools(owned.campaign, owned.watch)
@@ -98,8 +104,6 @@ class TaskRunner:
 
     def _advance(self, owned: "_Owned") -> bool:
         campaign, newest = owned.campaign, self.store.rounds(owned.campaign.name)[-1]
-        if newest.state != "done":
-            return newest.state == "selecting"
         if newest.round_no >= campaign.config.last_round:
             reason = f"the budget is spent: {newest.report['labels']} labels bought"
             self._write_report(campaign, reason)
@@ -116,47 +120,59 @@ class TaskRunner:
         except Exception as error:
             log.error("report_not_written", campaign=campaign.name, exc_info=error)
 
-    def _under_lease(self, name: str, round_no: int, work: Callable[["_Owned"], bool]) -> bool:
+    def _under_lease(self, task: str, name: str, round_no: int, work: Callable[["_Owned"], bool]) -> bool:
         """What `work` says, False when it was not done: without the lease somebody else does it, or nobody."""
         lease = self.leases.take_lease(name, self._owner, self._lease_seconds)
         if lease is None:
             return False
         keeper = LeaseKeeper(self.leases, lease, self._lease_seconds, self.stop)
-        watch = RoundWatch(keeper, self.store, name, round_no)
         with keeper.kept():
+            newest = self.store.rounds(name)[-1]
+            if (newest.round_no, task_of(newest)) != (round_no, task):
+                # The message is late, delivered twice or of another database: what is due stands in ours.
+                log.info("task_not_due", task=task, campaign=name, round=round_no)
+                return False
             try:
                 campaign = self.store.campaign(name)
                 if campaign.reason:
-                    self.store.set_reason(name, "")
-                return work(_Owned(campaign, lease, watch))
+                    self.store.set_reason(lease, "")
+                return work(_Owned(campaign, lease, RoundWatch(keeper, self.store, name, round_no)))
             except (Stopped, LeaseLost) as error:
                 log.info("work_given_back", campaign=name, round=round_no, why=str(error))
-            except Unavailable as error:
-                # Not the campaign's fault: the lease goes back and the next look at what is due tries again.
-                self._waits(name, round_no, error)
-            except _PERMANENT as error:
-                self._fails(name, round_no, error)
             except Exception as error:
-                self._failed_once(name, round_no, error)
+                self._failed(lease, round_no, error)
         return False
 
-    def _waits(self, name: str, round_no: int, error: Unavailable) -> None:
-        log.warning("campaign_waits", campaign=name, round=round_no, why=str(error))
-        self.metrics.count_failure(name, "unavailable")
-        self.store.set_reason(name, f"waiting: {error}")
+    def _failed(self, lease: Lease, round_no: int, error: Exception) -> None:
+        """Decide what an error means, unless the campaign has been taken, paused or deleted meanwhile."""
+        try:
+            if isinstance(error, Unavailable):
+                # Not the campaign's fault: the lease goes back and the next look at what is due tries again.
+                self._waits(lease, round_no, error)
+            elif isinstance(error, _PERMANENT):
+                self._fails(lease, round_no, error)
+            else:
+                self._failed_once(lease, round_no, error)
+        except (LeaseLost, Conflict) as gone:
+            log.info("work_given_back", campaign=lease.campaign, round=round_no, why=str(gone), after=str(error))
 
-    def _failed_once(self, name: str, round_no: int, error: Exception) -> None:
-        failures = self.store.count_failure(name, round_no)
-        log.error("round_failed", campaign=name, round=round_no, failures=failures, exc_info=error)
-        self.metrics.count_failure(name, "error")
+    def _waits(self, lease: Lease, round_no: int, error: Exception) -> None:
+        log.warning("campaign_waits", campaign=lease.campaign, round=round_no, why=str(error))
+        self.metrics.count_failure(lease.campaign, "unavailable")
+        self.store.set_reason(lease, f"waiting: {error}")
+
+    def _failed_once(self, lease: Lease, round_no: int, error: Exception) -> None:
+        failures = self.store.count_failure(lease, round_no)
+        log.error("round_failed", campaign=lease.campaign, round=round_no, failures=failures, exc_info=error)
+        self.metrics.count_failure(lease.campaign, "error")
         if failures >= _MAX_FAILURES:
-            self._fails(name, round_no, error)
+            self._fails(lease, round_no, error)
 
-    def _fails(self, name: str, round_no: int, error: Exception) -> None:
+    def _fails(self, lease: Lease, round_no: int, error: Exception) -> None:
         told = str(error) if isinstance(error, QuerentError) else f"{type(error).__name__}: {error}"
-        log.error("campaign_failed", campaign=name, round=round_no, why=told)
-        self.metrics.count_failure(name, "campaign_failed")
-        self.store.set_state(name, "failed", f"round {round_no}: {told}", only_from=("running",))
+        log.error("campaign_failed", campaign=lease.campaign, round=round_no, why=told)
+        self.metrics.count_failure(lease.campaign, "campaign_failed")
+        self.store.set_state(lease.campaign, "failed", f"round {round_no}: {told}", only_from=("running",), lease=lease)
 
 
 def task_of(due: Round) -> str:

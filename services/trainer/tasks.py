@@ -42,8 +42,11 @@ def advance_campaign(campaign: str, round_no: int) -> None:
 @signals.worker_ready.connect  # type: ignore[untyped-decorator] # celery has no types
 def _begin(**_: Any) -> None:
     runner = worker_wiring.task_runner()
-    runner.metrics.restore(runner.store)
-    DueLoop(runner.leases, enqueue_due, wiring.settings().due_seconds).start()
+
+    def refresh() -> None:
+        runner.metrics.restore(runner.store)
+
+    DueLoop(runner.leases, enqueue_due, wiring.settings().due_seconds, refresh).start()
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator] # celery has no types

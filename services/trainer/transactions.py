@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from services.common.errors import LeaseLost
+from services.common.errors import LeaseLost, Unavailable
 from services.trainer.campaign import Lease, Round
 from services.trainer.tables import LeaseRow, RoundRow
 
@@ -18,21 +19,30 @@ class Transactions:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        with Session(self._engine.execution_options(read_only=True)) as session:
+        with _away_is_unavailable(), Session(self._engine.execution_options(read_only=True)) as session:
             yield session
 
     @contextmanager
     def writing(self, lease: Lease | None = None) -> Iterator[Session]:
         """Commits at the end. Raises LeaseLost when `lease` is not the newest: then nothing is written."""
-        with Session(self._engine) as session, session.begin():
+        with _away_is_unavailable(), Session(self._engine) as session, session.begin():
             if lease is not None:
                 _check(session, lease)
             yield session
 
 
+@contextmanager
+def _away_is_unavailable() -> Iterator[None]:
+    """A database that is locked or restarting may answer the next time."""
+    try:
+        yield
+    except OperationalError as error:
+        raise Unavailable(f"the database does not answer: {error.orig}") from error
+
+
 def _check(session: Session, lease: Lease) -> None:
     row = session.get(LeaseRow, lease.campaign, with_for_update=True)
-    if row is None or row.token != lease.token:
+    if row is None or (row.token, row.owner) != (lease.token, lease.owner):
         raise LeaseLost(f"another worker owns campaign {lease.campaign!r} now")
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from services.common.errors import BadConfig, DamagedArtefact, Unavailable
+from services.common.errors import BadConfig, DamagedArtefact, NotFound, Unavailable
 from services.trainer.downloads import download_verified
 from services.trainer.learning import Watch
 
@@ -33,7 +33,7 @@ class Attempt:
 
 
 def first_found(name: str, attempts: Sequence[Attempt], advice: str) -> Tensors:
-    """Raises Unavailable that says everything that was tried, why each failed and what to do."""
+    """Raises NotFound that says everything that was tried, why each failed and what to do."""
     reasons = []
     for attempt in attempts:
         try:
@@ -41,7 +41,7 @@ def first_found(name: str, attempts: Sequence[Attempt], advice: str) -> Tensors:
         except Unavailable as error:
             reasons.append(f"{attempt.what}: {error}")
     tried = "".join(f"\n  - {reason}" for reason in reasons)
-    raise Unavailable(
+    raise NotFound(
         f"no pretrained weights of {name!r} were found. Tried:{tried}\n"
         f"To get them: {advice}; or name a .safetensors file as backbone.weights. "
         "Random initialisation exists only by name: weights: none"

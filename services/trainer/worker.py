@@ -92,13 +92,21 @@ class RoundWatch:
 class DueLoop:
     """Derives the tasks that are due from the database and enqueues them, at start and every few seconds.
 
-    The broker may be flushed or lost at any time: the next look puts back what is missing.
+    The broker may be flushed or lost at any time: the next look puts back what is missing. `refresh` is called at
+    each look too, for what must follow the database.
     """
 
-    def __init__(self, leases: LeaseStore, enqueue: Callable[[Round], None], every_s: float) -> None:
+    def __init__(
+        self,
+        leases: LeaseStore,
+        enqueue: Callable[[Round], None],
+        every_s: float,
+        refresh: Callable[[], None] = lambda: None,
+    ) -> None:
         self._leases = leases
         self._enqueue = enqueue
         self._every_s = every_s
+        self._refresh = refresh
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -109,7 +117,11 @@ class DueLoop:
 
     def look(self, again_after_s: float) -> None:
         for due in self._leases.due_rounds(again_after_s):
-            self._enqueue(due)
+            try:
+                self._enqueue(due)
+            except Exception:
+                self._leases.mark_enqueued(due.campaign, enqueued=False)
+                raise
 
     def _run(self) -> None:
         # What a predecessor enqueued may be gone with it, so at start everything that is due counts.
@@ -118,6 +130,8 @@ class DueLoop:
             try:
                 self.look(again_after_s)
                 again_after_s = 6 * self._every_s
+                self._refresh()
+            # A broker or database that is away: this loop must outlive it.
             except Exception as error:
                 log.warning("due_look_failed", error=str(error))
             if self._ended.wait(self._every_s):

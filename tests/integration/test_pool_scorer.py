@@ -60,8 +60,10 @@ def test_embeddings_of_pool_and_test_come_from_the_shared_store(scorer, source, 
     np.testing.assert_allclose(stored, embeddings(MODEL, source.images(ids)), atol=1e-3)
 
 
-def test_what_inference_refuses_is_told_with_its_reason(scorer, source, at):
-    with pytest.raises(NotFound, match="version 9"):
+def test_what_inference_refuses_is_told_with_its_reason(scorer, source, at, monkeypatch):
+    monkeypatch.setattr(pool_scorer, "_ATTEMPTS", 1)
+    # The trainer asks for published versions only, so one that is not there may come: the campaign waits.
+    with pytest.raises(Unavailable, match=r"version 9.*the one mounted there"):
         scorer.score(Version("tiny", 9, source.source_id), source.ids["pool"], "margin", RecordingWatch())
     with pytest.raises(NotFound, match="no sample 'x'"):
         scorer.score(at, ["x"], "margin", RecordingWatch())
@@ -73,6 +75,13 @@ def test_a_stop_ends_the_call_at_once(scorer, source, at):
     watch = RecordingWatch(end_in="score", error=Stopped("asked to stop"))
     with pytest.raises(Stopped):
         scorer.score(at, source.ids["pool"], "margin", watch)
+
+
+def test_an_error_in_a_shards_thread_reaches_the_caller(server, folders, source, at):
+    scorer = GrpcPoolScorer(server.address, folders.embeddings_dir, parallelism=1)
+    scorer.close()
+    with pytest.raises(ValueError, match="Channel closed"):
+        scorer.score(at, source.ids["pool"], "margin", RecordingWatch())
 
 
 def test_a_replica_that_is_away_is_tried_again_and_then_named(folders, at, monkeypatch):

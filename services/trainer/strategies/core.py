@@ -18,6 +18,8 @@ class ScoredPool:
     scores: np.ndarray | None
     # Stored embeddings of any samples: ids -> float32 (n, D).
     embeddings: Callable[[Sequence[str]], np.ndarray]
+    # Long loops call this at least once a second; it raises when the work must end.
+    look: Callable[[], None] = lambda: None
 
 
 Pick = Callable[[ScoredPool, int, np.random.Generator], list[str]]

@@ -28,6 +28,7 @@ def pick_k_center(pool: ScoredPool, budget: int, rng: np.random.Generator) -> li
 
     chosen: list[int] = []
     for _ in range(min(budget, len(ids))):
+        pool.look()
         # Nothing chosen yet: any sample is as far as any other.
         farthest = int(np.argmax(distance)) if np.isfinite(distance[0]) else int(rng.integers(len(ids)))
         chosen.append(farthest)

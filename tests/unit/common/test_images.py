@@ -21,6 +21,21 @@ def test_every_colour_mode_becomes_uint8_rgb(mode):
     assert pixels.dtype == np.uint8
 
 
+def test_sixteen_bit_greys_keep_their_range():
+    ramp = np.linspace(0, 65_535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    pixels = decode(buffer.getvalue(), 32, 32)
+    assert np.array_equal(pixels[:, :, 0], (ramp >> 8).astype(np.uint8))
+
+
+def test_floating_point_pixels_are_refused_not_guessed():
+    buffer = io.BytesIO()
+    Image.new("F", (8, 8), 0.5).save(buffer, "TIFF")
+    with pytest.raises(BadImage, match="no known range"):
+        decode(buffer.getvalue(), 8, 8)
+
+
 def test_an_image_of_the_right_size_keeps_its_pixels():
     rng = np.random.default_rng(0)
     original = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -146,6 +146,12 @@ def test_prune_keeps_current_the_newest_five_and_the_pinned(registry):
     assert registry.versions("demo-1") == [2, 3, 6, 7, 8, 9, 10]
 
 
+def test_the_backbone_alone_is_never_promoted(registry):
+    publish(registry, "demo-1", 1, head="zero")
+    with pytest.raises(Conflict, match="backbone alone"):
+        registry.promote("demo-1", 1)
+
+
 def test_rollback_skips_the_zero_head(registry):
     publish(registry, "demo-1", 1, head="zero")
     publish(registry, "demo-1", 2)

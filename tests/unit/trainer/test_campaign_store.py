@@ -34,6 +34,10 @@ def test_campaigns_are_numbered(store):
     assert names == ["demo-1", "demo-2", "demo-3"]
 
 
+def test_a_name_that_the_registry_holds_is_not_given_again(store):
+    assert store.create(make_config(), "source", ["cat"], taken=["demo-4", "other-9"]).name == "demo-5"
+
+
 def test_an_unknown_campaign_names_the_nearest(store, campaign):
     with pytest.raises(NotFound, match="did you mean 'demo-1'"):
         store.campaign("demo-11")
@@ -106,6 +110,13 @@ def test_a_finished_round_stays_as_it_is(store, lease, campaign):
     store.save_round(lease, Round(campaign.name, 1, "done", "random", version=9, report={"labels": 9}))
     saved = store.round(campaign.name, 1)
     assert (saved.version, saved.report, saved.seconds) == (2, {"labels": 2}, {"score": 1.0})
+
+
+def test_a_round_whose_worker_died_is_due_when_its_lease_ends(leases, campaign):
+    assert len(leases.due_rounds(60)) == 1  # enqueued now
+    leases.take_lease(campaign.name, "dies", 0.05)
+    time.sleep(0.1)
+    assert len(leases.due_rounds(60)) == 1
 
 
 def test_what_is_due_is_the_newest_round_that_nobody_works_on(store, leases, campaign, lease):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from services.common.errors import LeaseLost
+from services.common.errors import Conflict, DamagedArtefact, LeaseLost
 from services.trainer.oracle import SimulatedOracle
-from services.trainer.rounds import STEPS, RoundRunner, Tools
+from services.trainer.rounds import PROMOTE, STEPS, RoundRunner, Tools
 from tests.fakes import FakeExporter, FakeLearner, FakeScorer, RecordingWatch
 from tests.unit.trainer.conftest import make_config
 
@@ -34,7 +34,7 @@ def campaign(store):
 
 @pytest.fixture
 def make_runner(store, leases, registry, campaign, tools):
-    def make(on_step=lambda step, round_no: None, watch=None):
+    def make(on_step=lambda step, round_no: None, watch=None, campaign=campaign):
         lease = leases.take_lease(campaign.name, "me", 30)
         return RoundRunner(store, registry, campaign, tools, lease, watch or RecordingWatch(), on_step), lease
 
@@ -159,6 +159,45 @@ def test_a_version_that_was_published_before_a_kill_is_not_fitted_again(
     run_rounds(store, leases, make_runner, campaign.name, 1)
     assert tools.learner.fits == 1
     assert store.round(campaign.name, 1).report["metrics"]["test"]["accuracy"] > 0.5
+
+
+def test_a_kill_between_publishing_and_promoting_is_repaired(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 0)
+
+    def kill(step, round_no):
+        if step == PROMOTE:
+            raise Killed
+
+    runner, lease = make_runner(kill)
+    store.begin_round(lease, 1, "random")
+    with pytest.raises(Killed):
+        both_tasks(runner, 1)
+    leases.give_back(lease)
+    assert (registry.versions(campaign.name), registry.current(campaign.name)) == ([1, 2], None)
+    run_rounds(store, leases, make_runner, campaign.name, 1)
+    assert registry.current(campaign.name) == 2
+
+
+def test_a_version_of_another_campaign_of_the_same_name_is_refused(store, leases, registry, make_runner, campaign):
+    run_rounds(store, leases, make_runner, campaign.name, 1)
+    store.delete(campaign.name)  # the database is lost, the registry is not
+    again = store.create(make_config(seed=9), "source", ["cat", "dog"])
+    assert again.name == campaign.name
+    runner, _ = make_runner(campaign=again)
+    with pytest.raises(Conflict, match="another campaign"):
+        runner.train_round(0)
+
+
+def test_a_failed_export_leaves_nothing_behind(registry, make_runner, campaign, tools, monkeypatch):
+    def broken(*arguments):
+        raise DamagedArtefact("no parity")
+
+    monkeypatch.setattr(tools.exporter, "stage", broken)
+    runner, _ = make_runner()
+    with pytest.raises(DamagedArtefact):
+        runner.train_round(0)
+    assert registry.versions(campaign.name) == []
+    assert list((registry.root.parent / "registry-staging").iterdir()) == []
 
 
 def test_a_task_that_is_delivered_twice_changes_nothing(store, leases, registry, make_runner, campaign):

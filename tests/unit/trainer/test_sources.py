@@ -57,6 +57,33 @@ def test_exact_duplicates_get_ids_of_their_own(tmp_path, folder):
     assert {sample_id(png(1)), sample_id(png(1)) + "-2"} <= ids
 
 
+def test_what_is_tested_on_is_not_in_the_pool_under_another_id(tmp_path, folder):
+    for name in ("train", "test"):
+        for number in range(6):
+            path = tmp_path / "data" / "both" / name / ("cat" if number % 2 else "dog") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(number + (3 if name == "test" else 0)))
+    _, store = build(tmp_path, kind="folder", location="both")
+    contents = {split: {i[:32] for i in store.ids(split)} for split in ("pool", "test")}
+    assert len(contents["test"]) == 6
+    assert contents["pool"] == {sample_id(png(n)) for n in (0, 1, 2)}
+
+
+def test_held_out_duplicates_are_held_out_together(tmp_path, folder):
+    for number in range(20):
+        (folder / "cat" / f"copy-{number}.png").write_bytes(png(number))
+    _, store = build(tmp_path, kind="folder", location="pets")
+    assert not {i[:32] for i in store.ids("pool")} & {i[:32] for i in store.ids("test")}
+
+
+def test_a_split_folder_of_another_name_is_asked_about(tmp_path):
+    for path in ("training/cat/1.png", "test/cat/2.png"):
+        (tmp_path / "data" / "named" / path).parent.mkdir(parents=True)
+        (tmp_path / "data" / "named" / path).write_bytes(png(len(path)))
+    with pytest.raises(BadConfig, match=r"none 'train'.*test, training.*source\.pool\.split"):
+        build(tmp_path, kind="folder", location="named")
+
+
 def test_the_truth_is_the_class_folder(tmp_path, folder):
     source, _ = build(tmp_path, kind="folder", location="pets")
     truth = read_truth(tmp_path / "sources", source)

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy import text
 
 from services.common.errors import BadRequest, LeaseLost, Stopped, Unavailable
 from services.trainer.campaign import Round
@@ -110,18 +111,77 @@ def test_an_unexpected_error_is_tried_three_times(store, make_tasks, campaign, p
 
 
 def test_resuming_a_failed_campaign_counts_failures_anew(store, make_tasks, campaign):
-    broken = make_tasks(failing_with(BadRequest("nothing to learn")))
-    broken.train_round(campaign.name, 0, pytest.fail)
+    broken = make_tasks(failing_with(RuntimeError("boom")))
+    for _ in range(3):
+        broken.train_round(campaign.name, 0, pytest.fail)
     store.set_state(campaign.name, "running", "", only_from=("failed",))
-    drain(broken, ("advance_campaign", campaign.name, 0))
+    for _ in range(2):
+        broken.train_round(campaign.name, 0, pytest.fail)
     assert store.campaign(campaign.name).state == "running"
+
+
+def test_a_message_about_a_round_that_is_not_due_does_nothing(store, make_tasks, campaign):
+    tasks = make_tasks()
+    tasks.train_round(campaign.name, 0, lambda *following: None)
+    tasks.advance_campaign(campaign.name, 0, lambda *following: None)
+    # Round 1 waits for its picks: training it now would skip a whole batch.
+    tasks.train_round(campaign.name, 1, pytest.fail)
+    tasks.select_batch(campaign.name, 7, pytest.fail)
+    assert store.round(campaign.name, 1).state == "selecting"
+    assert store.campaign(campaign.name).state == "running"
+
+
+def test_duplicates_of_a_message_do_not_multiply(make_tasks, campaign):
+    tasks, delivered = make_tasks(), []
+    queue = [("train_round", campaign.name, 0)] * 5
+    while queue:
+        delivered.append(queue.pop(0))
+        task, name, round_no = delivered[-1]
+        getattr(tasks, task)(name, round_no, lambda *following: queue.append(following))
+    # Rounds 0 to 3: a training each, a selection each but the first, an advance each; and four that found nothing.
+    assert len(delivered) == 4 + 3 + 4 + 4
+
+
+def test_a_worker_that_lost_its_lease_cannot_fail_the_campaign(store, leases, make_tasks, campaign):
+    def taken_over(campaign, watch):
+        with leases.writing() as session:  # as when the lease had run out and another worker took it
+            session.execute(text("UPDATE leases SET owner = 'another', token = token + 1"))
+        raise BadRequest("seen by the old owner only")
+
+    make_tasks(taken_over).train_round(campaign.name, 0, pytest.fail)
+    assert store.campaign(campaign.name).state == "running"
+
+
+def test_a_campaign_that_waits_says_since_when(store, make_tasks, campaign, prometheus):
+    tasks = make_tasks(failing_with(Unavailable("no route")))
+    tasks.train_round(campaign.name, 0, pytest.fail)
+    tasks.metrics.restore(store)
+    labels = {"campaign": campaign.name}
+    assert prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels) > time.time() - 60
+
+
+def test_a_deleted_campaign_leaves_no_series(store, make_tasks, campaign, prometheus):
+    tasks = make_tasks()
+    drain(tasks, ("train_round", campaign.name, 0))
+    store.delete(campaign.name)
+    tasks.metrics.restore(store)
+    gauges = [m for m in prometheus.collect() if m.type == "gauge"]
+    assert not [s for m in gauges for s in m.samples if s.labels.get("campaign") == campaign.name]
+
+
+def test_a_round_is_observed_once_however_often_gauges_are_restored(store, make_tasks, campaign, prometheus):
+    tasks = make_tasks()
+    drain(tasks, ("train_round", campaign.name, 0))
+    tasks.metrics.restore(store)
+    labels = {"campaign": campaign.name, "phase": "fit"}
+    assert prometheus.get_sample_value("al_round_phase_seconds_count", labels) == 4
 
 
 @pytest.mark.parametrize("error", [Stopped("sigterm"), LeaseLost("another")])
-def test_work_that_is_given_back_is_no_failure(store, make_tasks, campaign, error):
+def test_work_that_is_given_back_is_no_failure(store, leases, make_tasks, campaign, error):
     make_tasks(failing_with(error)).train_round(campaign.name, 0, pytest.fail)
     assert store.campaign(campaign.name).state == "running"
-    assert store.count_failure(campaign.name, 0) == 1
+    assert store.count_failure(leases.take_lease(campaign.name, "me", 30), 0) == 1
 
 
 def test_gauges_are_restored_from_the_database(store, make_tasks, campaign):
