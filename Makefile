@@ -61,7 +61,7 @@ lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 bench: bench-accuracy ## Every benchmark
 
 bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
-	$(BIN)/python -m tests.bench.accuracy --csv docs/images/vgg16-accuracy.csv
+	$(BIN)/python -m tests.bench.accuracy --csv docs/benchmarks/vgg16-accuracy.csv
 
 ##@ Tidy up
 .PHONY: clean clean-state help

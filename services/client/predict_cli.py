@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -119,7 +120,10 @@ def as_record(result: FileResult) -> dict[str, object]:
 
 def as_table(results: Sequence[FileResult], acquisition: str) -> Table:
     """A row for each class of each file that was predicted."""
-    table = Table("file", "class", "probability")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("file", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability")
     if acquisition:
         table.add_column(acquisition)
     table.add_column("answered by")

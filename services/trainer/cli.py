@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -167,7 +168,10 @@ def _numbers(report: dict[str, Any]) -> dict[str, Any]:
 def list_command() -> None:
     """All campaigns, newest last."""
     stores = wiring.open_stores(wiring.settings())
-    table = Table("campaign", "state", "strategy", "backbone", "labels", "test accuracy", "promoted")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("campaign", no_wrap=True)
+    for heading in ("state", "strategy", "backbone", "labels", "accuracy", "promoted"):
+        table.add_column(heading)
     for campaign in stores.campaigns.campaigns():
         rows = report_rows(stores.campaigns, campaign.name)
         accuracy = f"{100 * rows[-1].metrics['test']['accuracy']:.1f}%" if rows else ""
@@ -180,7 +184,7 @@ def list_command() -> None:
             campaign.config.backbone.name,
             labels,
             accuracy,
-            str(current or ""),
+            f"v{current}" if current else "",
         )
     console.print(table if table.row_count else "no campaigns yet; start one with: al-trainer run CONFIG")
 

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +34,8 @@ def list_versions(campaign: Campaign) -> None:
     """Published versions; * marks the promoted one, p a pinned one."""
     registry = _registry(campaign)
     current, pinned = registry.current(campaign), registry.pinned(campaign)
-    table = Table("", "version", "round", "labels", "head", "test accuracy", "macro F1", "ECE", "created")
+    headings = ("", "version", "round", "labels", "head", "accuracy", "macro F1", "ECE", "created")
+    table = Table(*headings, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for version in registry.versions(campaign):
         manifest = registry.manifest(campaign, version)
         test = manifest.metrics.get("test", {})

@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 import threading
 import urllib.request
 
@@ -101,6 +103,13 @@ def test_the_trainer_tells_accuracy_by_round(stack, finished):
     for done in rounds[1:]:
         value = done.report["metrics"]["test"]["accuracy"]
         assert f'al_round_accuracy{{campaign="{finished.name}",round="{done.round_no}",split="test"}} {value}' in text
+
+
+def test_doctor_finds_the_running_services_in_order(stack, finished):
+    command = [sys.executable, "-m", "services.trainer.cli", "doctor"]
+    result = subprocess.run(command, env=stack.environment, capture_output=True, text=True, timeout=60, check=False)
+    for sound in ("redis", "database", "registry", "embeddings", "inference", "data", "providers"):
+        assert f"ok      {sound}" in result.stdout, result.stdout
 
 
 def test_the_report_lies_on_disk(stack, finished):
