@@ -49,7 +49,7 @@ def list_versions(campaign: Campaign) -> None:
             _percent(test.get("accuracy")),
             _percent(test.get("macro_f1")),
             f"{test['ece']:.3f}" if "ece" in test else "",
-            manifest.created_at.strftime("%Y-%m-%d %H:%M"),
+            manifest.created_at.strftime("%m-%d %H:%M"),
         )
     console.print(table)
 

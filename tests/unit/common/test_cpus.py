@@ -1,33 +1,27 @@
-import os
+from pathlib import Path
 
 import pytest
 
 from services.common.cpus import available_cpus
 
-ALLOWED = len(os.sched_getaffinity(0))
-
 
 @pytest.mark.parametrize(
-    ("quota", "cpus"),
+    ("files", "cpus"),
     [
-        ("100000 100000", 1),
-        ("50000 100000", 1),
-        ("max 100000", ALLOWED),
-        ("99900000 100000", ALLOWED),
-        ("nonsense", ALLOWED),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "10000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "6400000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({}, 8),
     ],
 )
-def test_the_cgroups_quota_counts_not_the_hosts_cores(tmp_path, quota, cpus):
-    (tmp_path / "cpu.max").write_text(quota)
+def test_threads_come_from_the_quota_and_the_affinity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpus: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
     assert available_cpus(tmp_path) == cpus
-
-
-def test_the_first_version_of_cgroups_is_read_too(tmp_path):
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert available_cpus(tmp_path) == 1
-
-
-def test_without_a_cgroup_the_affinity_counts(tmp_path):
-    assert available_cpus(tmp_path) == ALLOWED

@@ -5,22 +5,9 @@ import pytest
 
 from services.common.errors import Conflict, DamagedArtefact, NotFound
 from services.common.files import sha256_file
-from services.common.manifest import BackboneInfo, Manifest, Parity
+from services.common.manifest import Manifest, Parity
 from services.common.registry import Registry
-
-BACKBONE = BackboneInfo(
-    name="base_cnn",
-    weights="none",
-    weights_sha256="0" * 64,
-    network_size=32,
-    interpolation="bicubic",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    taps="last",
-    pooling="average",
-    flip=False,
-    precision="fp32",
-)
+from tests.fakes import BACKBONE
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from services.inference.settings import Settings, available_cpus
+from services.inference.settings import Settings
 
 
 def test_defaults_are_those_of_the_readme() -> None:
@@ -32,25 +32,3 @@ def test_every_mistake_is_told_at_once() -> None:
 def test_a_queue_that_cannot_hold_one_request_is_refused() -> None:
     with pytest.raises(ValidationError, match="at least max_images"):
         Settings(queue_limit=10, max_images=20)
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "150000 100000"}, 2),
-        ({"cpu.max": "10000 100000"}, 1),
-        ({"cpu.max": "max 100000"}, 8),
-        ({"cpu.max": "6400000 100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-        ({}, 8),
-    ],
-)
-def test_threads_come_from_the_quota_and_the_affinity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cpus: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert available_cpus(tmp_path) == cpus

@@ -7,11 +7,12 @@ import pytest
 
 from services.common.errors import DamagedArtefact
 from services.common.files import sha256_file
-from services.common.manifest import BackboneInfo, read_manifest
+from services.common.manifest import read_manifest
 from services.trainer.export import OnnxExporter
 from services.trainer.learning import FittedModel, VersionFacts
 from services.trainer.onnx_graph import model_graph
 from services.trainer.parity import batches, top1_disagreements
+from tests.fakes import BACKBONE
 from tests.unit.learning.conftest import CountingWatch
 from tests.unit.learning.test_onnx_graph import D, mean_pixels, random_head
 
@@ -33,21 +34,8 @@ def model(tmp_path: Path) -> FittedModel:
     graph = tmp_path / "cache" / "e1.onnx"
     graph.parent.mkdir()
     graph.write_bytes(mean_pixels().SerializeToString())
-    info = BackboneInfo(
-        name="mean",
-        weights="none",
-        weights_sha256="0",
-        network_size=5,
-        interpolation="bicubic",
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-        taps="last",
-        pooling="avg",
-        flip=False,
-        precision="fp32",
-    )
     head = replace(random_head(1), mean=np.full(D, 127, np.float32), scale=np.full(D, 7, np.float32))
-    return FittedModel(head, info, "e1", D, True, graph, reference=mean_of_pixels)
+    return FittedModel(head, BACKBONE, "e1", D, True, graph, reference=mean_of_pixels)
 
 
 @pytest.fixture
