@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.errors import Conflict
+from services.common.files import digest
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class State:
         """`base` with both services looking at these folders, whatever else it says about them."""
         folders = {
             "TRAINER_DATABASE_URL": f"sqlite:///{self.root / 'trainer.db'}",
+            # On a Redis that others use too, another checkout's worker must not take this one's messages.
+            "TRAINER_QUEUE": f"querent-{digest(str(self.root.resolve()))}",
             "TRAINER_REGISTRY_DIR": self.registry,
             "TRAINER_SOURCES_DIR": self.sources,
             "TRAINER_EMBEDDINGS_DIR": self.root / "embeddings",

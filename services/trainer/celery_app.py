@@ -6,17 +6,16 @@ from celery import Celery
 
 from services.trainer.settings import Settings
 
-QUEUE = "querent"
-
 
 def _configuration() -> dict[str, Any]:
     """Read when the configuration is first needed, so that importing this module reads nothing."""
+    settings = Settings()
     return {
-        "broker_url": Settings().redis_url,
+        "broker_url": settings.redis_url,
         "broker_connection_retry_on_startup": True,
         # What is due is derived from the database, so redelivery is a fallback that finds nothing to do.
         "broker_transport_options": {"visibility_timeout": 12 * 3600, "socket_keepalive": True},
-        "task_default_queue": QUEUE,
+        "task_default_queue": settings.queue,
         "task_serializer": "json",
         "accept_content": ["json"],
         "task_ignore_result": True,

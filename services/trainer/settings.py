@@ -22,6 +22,8 @@ class Settings(BaseSettings):
 
     database_url: str = "sqlite:///.querent/trainer.db"
     redis_url: str = "redis://127.0.0.1:6379/0"
+    # Two databases must not share a queue: their workers would take each other's messages.
+    queue: str = Field(default="querent", min_length=1)
     # host:port of one replica, or a DNS name that resolves to all of them.
     inference_address: str = "127.0.0.1:8001"
     registry_dir: Path = Path(".querent/registry")
