@@ -79,7 +79,10 @@ def _pause_if_running(supervisor: Supervisor, state: State, env: Mapping[str, st
     campaign = state.running_campaign.read_text().strip()
     code = supervisor.run("pause", [tool("al-trainer"), "pause", campaign], env, timeout_s=60)
     if code == 0:
-        console.print(f"{campaign} is paused; go on with: al-trainer resume {campaign}", highlight=False)
+        console.print(
+            f"{campaign} is paused; with inference and a worker running, al-trainer resume {campaign} goes on with it",
+            highlight=False,
+        )
     state.running_campaign.unlink()
 
 
