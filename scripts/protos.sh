@@ -2,7 +2,7 @@
 # Generate services/common/pb from protos/. The output is committed and never edited by hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
+python=.venv/bin/python
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 

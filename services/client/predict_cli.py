@@ -169,12 +169,17 @@ def predict(
     Exit code 1 when a file could not be predicted; the others are still predicted.
     """
     errors = Console(stderr=True, highlight=False)
+    results: list[FileResult] = []
+    failure = ""
     try:
         files = find_images(paths)
         with QuerentClient(address, timeout) as client:
-            results = list(_with_bar(client, files, Options(model, version, top, acquisition), errors))
+            for result in _with_bar(client, files, Options(model, version, top, acquisition), errors):
+                results.append(result)
     except QuerentError as error:
-        _fail(errors, str(error))
+        failure = str(error)
+        if not results:
+            _fail(errors, failure)
     if as_json:
         print(json.dumps([as_record(result) for result in results], indent=2))
     elif any(result.prediction for result in results):
@@ -182,6 +187,8 @@ def predict(
     broken = [result for result in results if result.error]
     for result in broken:
         errors.print(f"{result.file}: {result.error}", markup=False, soft_wrap=True)
+    if failure:
+        _fail(errors, f"{len(files) - len(results)} files were not asked about: {failure}")
     if broken:
         raise typer.Exit(1)
 

@@ -39,6 +39,8 @@ class Parity(_Frozen):
     top1_disagreements: int
     max_probability_error: float
     max_logit_error: float
+    # Largest error of an embedding, as a share of the largest value in the embeddings.
+    max_embedding_error: float = 0.0
 
 
 class Manifest(_Frozen):

@@ -51,10 +51,10 @@ class Registry:
         if not is_campaign_name(campaign):
             return None
         try:
-            text = (self.root / campaign / "current").read_text().strip()
+            text = (self.root / campaign / "current").read_bytes().decode(errors="replace").strip()
         except FileNotFoundError:
             return None
-        if not text.isdecimal():
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
             raise DamagedArtefact(f"{self.root / campaign / 'current'} holds {text[:20]!r}, not a version number")
         return int(text)
 
@@ -141,7 +141,10 @@ class Registry:
     def repair(self) -> None:
         """Finish promotions that a crash cut short and drop what was left in staging."""
         for campaign in self.campaigns():
-            current = self.current(campaign)
+            try:
+                current = self.current(campaign)
+            except DamagedArtefact:
+                continue  # for a person to mend with `al-trainer models promote`; the others come first
             config = self.root / campaign / "config.pbtxt"
             if not config.is_file() or config.read_text() != _triton_config(campaign, current):
                 self._write_config(campaign, current)

@@ -12,6 +12,7 @@ from rich.table import Table
 from services.client.client import QuerentClient
 from services.client.messages import Predictions
 from services.common.errors import NotFound
+from services.common.registry import Registry
 from services.demo import data, scrape
 from services.demo.ports import choose
 from services.demo.processes import ProcessFailed, Supervisor
@@ -102,8 +103,9 @@ def _show_results(
     except NotFound as error:
         console.print(f"[yellow]no predictions: {escape(str(error))}[/]")
     else:
+        version = _version_to_ask(state, campaign, console)
         with QuerentClient(ports.address, timeout_s=_PROMOTION_DEADLINE_S) as client:
-            answer = client.predict([image.path for image in images], model=campaign, top=1)
+            answer = client.predict([image.path for image in images], model=campaign, version=version, top=1)
         console.print(f"\nFive test images asked of {ports.address} (querent.v1.PredictionService/Predict):")
         console.print(predictions_table(images, answer))
     inference = scrape.key_lines(ports.inference_metrics, scrape.INFERENCE_METRICS, campaign)
@@ -113,6 +115,16 @@ def _show_results(
         for line in lines:
             console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
     console.print()
+
+
+def _version_to_ask(state: State, campaign: str, console: Console) -> int:
+    """0, the promoted one; the newest where a campaign promotes by hand."""
+    registry = Registry(state.registry)
+    if registry.current(campaign) is not None:
+        return 0
+    newest = registry.versions(campaign)[-1]
+    console.print(f"nothing is promoted; do it with: al-trainer models promote {campaign} {newest}", highlight=False)
+    return newest
 
 
 def predictions_table(images: Sequence[TestImage], answer: Predictions) -> Table:

@@ -1,10 +1,11 @@
 """`make serve`: the models of this checkout's registry, until Ctrl-C."""
 
 import os
+from contextlib import suppress
 
 from rich.console import Console
 
-from services.common.errors import Conflict, NotFound
+from services.common.errors import Conflict, DamagedArtefact, NotFound
 from services.common.registry import Registry
 from services.demo import data
 from services.demo.ports import require_free
@@ -34,8 +35,12 @@ def serve_models(state: State, console: Console) -> None:
 def _promoted(state: State) -> dict[str, int]:
     """Campaign -> promoted version, newest promotion last. Raises NotFound when there is none."""
     registry = Registry(state.registry)
-    current = {name: registry.current(name) for name in registry.campaigns()}
-    promoted = {name: version for name, version in current.items() if version is not None}
+    promoted: dict[str, int] = {}
+    for name in registry.campaigns():
+        with suppress(DamagedArtefact):  # inference says so, and serves the others
+            version = registry.current(name)
+            if version is not None:
+                promoted[name] = version
     if not promoted:
         raise NotFound(f"{state.registry} has no model to serve yet; run 'make demo' first")
     return dict(sorted(promoted.items(), key=lambda item: (state.registry / item[0] / "current").stat().st_mtime))

@@ -62,8 +62,14 @@ class Folders:
         versions = [v for v in self._registry.versions(newest.campaign) if v < newest.version]
         own = [m for v in reversed(versions) if (m := self._fine_tuned(newest.campaign, v))]
         kept = {newest.embedding_id, *(m.embedding_id for m in own[: _KEPT_FINE_TUNED - 1])}
+        # The same labels and seed give the same network: another campaign may be scoring with one of these.
+        kept |= {i for name in self._registry.campaigns() if name != newest.campaign for i in self._latest(name)}
         for embedding_id in {m.embedding_id for m in own} - kept:
             self._drop(embedding_id)
+
+    def _latest(self, campaign: str) -> set[str]:
+        versions = self._registry.versions(campaign)[-_KEPT_FINE_TUNED:]
+        return {m.embedding_id for v in versions if (m := self._fine_tuned(campaign, v))}
 
     def _fine_tuned(self, campaign: str, version: int) -> Manifest | None:
         try:

@@ -68,6 +68,13 @@ class Loader:
         log.info("model_loaded", model=key[0], version=key[1], provider=model.provider, seconds=seconds)
         return model
 
+    def signature(self, key: Key) -> Signature:
+        """Changes when the version's files are replaced; empty when they cannot be looked at."""
+        try:
+            return self._signature(key)
+        except NotFound:
+            return ()
+
     def report(self, key: Key, error: QuerentError) -> None:
         """A promoted version that cannot be served: one log line for each new reason, however often polled."""
         if self._reported.get(key) == str(error):

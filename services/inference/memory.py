@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from services.inference.loading import Key, Loader
+from services.inference.loading import Key, Loader, Signature
 from services.inference.metrics import Metrics
 from services.inference.model import Model
 
@@ -20,6 +20,7 @@ log = structlog.get_logger()
 @dataclass(eq=False)
 class _Loaded:
     model: Model
+    signature: Signature
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
     # Another version has taken over: it goes as soon as nobody uses it.
@@ -89,6 +90,17 @@ class LoadedModels:
             self._dropped = False
             await asyncio.to_thread(self._trim)
 
+    async def forget_replaced(self) -> None:
+        """Put aside versions whose files are others by now, as after a campaign was deleted and made anew.
+
+        One that cannot be looked at stays: a registry that is away for a moment must not empty this replica.
+        """
+        for key, entry in list(self._loaded.items()):
+            now = await asyncio.to_thread(self._loader.signature, key)
+            if now and now != entry.signature and self._loaded.get(key) is entry:
+                self._drop(key)
+                log.warning("model_replaced_on_disk", model=key[0], version=key[1])
+
     async def _entry(self, key: Key) -> _Loaded:
         """Loaded already, or loaded now; callers that come meanwhile share the work."""
         if key in self._loaded:
@@ -105,8 +117,9 @@ class LoadedModels:
             task.exception()  # looked at, so that asyncio does not complain when every caller has gone
 
     async def _load(self, key: Key) -> _Loaded:
+        signature = await asyncio.to_thread(self._loader.signature, key)
         model = await asyncio.to_thread(self._loader.load, key)
-        entry = self._loaded[key] = _Loaded(model)
+        entry = self._loaded[key] = _Loaded(model, signature)
         self._metrics.loaded(model.manifest, model.provider)
         self._evict(keep=key)
         return entry
@@ -118,7 +131,11 @@ class LoadedModels:
         for key in idle:
             if not self._loaded[key].retired and len(self._loaded) <= self._max_loaded:
                 return
-            model = self._loaded.pop(key).model
-            self._metrics.unloaded(model.manifest, model.provider)
-            self._dropped = True
+            self._drop(key)
             log.info("model_unloaded", model=key[0], version=key[1])
+
+    def _drop(self, key: Key) -> None:
+        """Those who still use it hold it until they are done; nobody else gets it."""
+        model = self._loaded.pop(key).model
+        self._metrics.unloaded(model.manifest, model.provider)
+        self._dropped = True

@@ -21,6 +21,8 @@ _CUDA_OPTIONS = {
     # The default tries every algorithm anew for each batch size: seconds at the first request of a size.
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
+    # On by default, and off by some 1e-3: replicas on CPU and GPU fill one store of fp32 embeddings.
+    "use_tf32": "0",
 }
 _OUTPUTS = ("probabilities", "logits", "embedding")
 # Two graphs of one version computed in different batch shapes; anything above is another model's head.

@@ -17,6 +17,7 @@ from services.common.errors import (
     ModelNotReady,
     NotFound,
     QuerentError,
+    Unavailable,
     did_you_mean,
 )
 from services.common.manifest import Manifest
@@ -138,6 +139,7 @@ class ModelStore:
         """Look at the registry once and follow it. What cannot be followed is logged, counted and left."""
         async with self._look:
             await self._loaded.tidy()
+            await self._loaded.forget_replaced()
             try:
                 promoted = await asyncio.to_thread(self._read_promoted)
             except OSError as error:
@@ -167,6 +169,10 @@ class ModelStore:
                 version, when = self._active.get(name), 0.0
             except FileNotFoundError:
                 continue  # deleted between the two looks
+            except OSError as error:
+                # One campaign's trouble is not the others'.
+                self._loader.report((name, 0), Unavailable(f"{name}/current cannot be read: {error}"))
+                version, when = self._active.get(name), 0.0
             if version:
                 promoted[name] = when, version
         newest_first = sorted(promoted.items(), key=lambda item: -item[1][0])

@@ -13,7 +13,7 @@ from services.trainer.campaign import Campaign, CampaignState, Label, Lease, Pic
 from services.trainer.config import CampaignConfig, parse_config
 from services.trainer.oracle import Answer
 from services.trainer.pool import Pool
-from services.trainer.tables import CampaignRow, LabelRow, LeaseRow, PickRow, ProgressRow, RoundRow
+from services.trainer.tables import CampaignRow, LabelRow, LeaseRow, NumberRow, PickRow, ProgressRow, RoundRow
 from services.trainer.transactions import Transactions, round_of
 
 
@@ -30,9 +30,9 @@ class CampaignStore(Transactions):
         `taken`: names that are in use elsewhere, as in a registry that has outlived its database.
         """
         while True:
-            name = self._next_name(config.name, taken)
             try:
                 with self.writing() as session:
+                    name = _next_name(session, config.name, taken)
                     session.add(
                         CampaignRow(
                             name=name,
@@ -49,12 +49,6 @@ class CampaignStore(Transactions):
                 return self.campaign(name)
             except IntegrityError:
                 continue  # another process took the number in between
-
-    def _next_name(self, base: str, taken: Collection[str]) -> str:
-        with self.reading() as session:
-            names = session.scalars(select(CampaignRow.name)).all()
-        numbers = (name.removeprefix(f"{base}-") for name in {*names, *taken} if name.startswith(f"{base}-"))
-        return f"{base}-{1 + max((int(n) for n in numbers if n.isdecimal()), default=0)}"
 
     def campaign(self, name: str) -> Campaign:
         """Raises NotFound naming the nearest campaign."""
@@ -264,6 +258,18 @@ class CampaignStore(Transactions):
             if r is None:
                 return None
             return Progress(r.campaign, r.round_no, r.phase, r.done, r.total, r.started_at, r.updated_at)
+
+
+def _next_name(session: Session, base: str, taken: Collection[str]) -> str:
+    """The base name with a number that was never given before, nor is in `taken`."""
+    numbers = [n.removeprefix(f"{base}-") for n in taken if n.startswith(f"{base}-")]
+    given = session.get(NumberRow, base, with_for_update=True)
+    last = max((int(n) for n in numbers if n.isdecimal()), default=0)
+    if given is None:
+        given = NumberRow(base=base, last=0)
+        session.add(given)
+    given.last = max(last, given.last) + 1
+    return f"{base}-{given.last}"
 
 
 def _campaign(row: CampaignRow) -> Campaign:

@@ -4,7 +4,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from services.common.errors import BadConfig, did_you_mean
 from services.common.registry import is_campaign_name
@@ -61,11 +70,11 @@ class LearnerConfig(_Section):
     # "head": frozen backbone, head fitted on stored embeddings. "finetune": the network itself is trained.
     mode: Literal["head", "finetune"] = "head"
     # Inverse regularisation strengths that cross-validation inside the labelled set chooses from (head mode).
-    c_grid: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    c_grid: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.01, 0.1, 1.0), min_length=1)
     # Folds of the cross-validation: chooses C, gives out-of-fold predictions for temperature and promotion.
     folds: int = Field(default=5, ge=2, le=20)
     # The rest is for finetune. How many of the network's last stages are trained, or "all".
-    stages: int | Literal["all"] = "all"
+    stages: PositiveInt | Literal["all"] = "all"
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)

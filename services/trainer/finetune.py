@@ -99,9 +99,10 @@ class FinetuneLearner:
         pretrained = self._backbone.build(watch)
         info = pretrained.info.model_copy(update={"weights_sha256": fingerprint(net.backbone)})
         trained = replace(pretrained, net=net, info=info)
+        # First: the same labels give the same network, and its graph may lie here from another day.
+        self._trained.drop_older_than_a_day()
         card = self._trained.card(trained.embedding_id) or export(self._trained, trained, info, watch)
         self._newest = card.embedding_id, network.net
-        self._trained.drop_older_than_a_day()
         return FittedModel(
             head=head,
             backbone=info,

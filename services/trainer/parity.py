@@ -14,6 +14,7 @@ from services.common.manifest import Parity
 from services.trainer.learning import FittedModel, Watch
 
 MAX_PROBABILITY_ERROR = 1e-3
+MAX_EMBEDDING_ERROR = 1e-3
 # Classes whose probabilities are this close may come in either order.
 TIE = 1e-4
 _REFERENCE_ROWS = 32
@@ -38,19 +39,22 @@ def check_parity(
         raise DamagedArtefact("there are no images to compare the exported graph with the network on")
     embeddings = reference_embeddings(model, images, cache_dir, watch)
     expected, expected_logits = model.head.probabilities(embeddings), model.head.logits(embeddings)
-    found, found_logits = run_in_batches(network, images, watch)
+    found, found_logits, found_embeddings = run_in_batches(network, images, watch)
     parity = Parity(
         images=len(images),
         top1_disagreements=top1_disagreements(expected, found),
         max_probability_error=float(np.abs(expected - found).max()),
         max_logit_error=float(np.abs(expected_logits - found_logits).max()),
+        max_embedding_error=float(np.abs(embeddings - found_embeddings).max() / max(np.abs(embeddings).max(), 1e-12)),
     )
-    # Written so that a nan fails too.
-    if parity.top1_disagreements or not parity.max_probability_error <= MAX_PROBABILITY_ERROR:
+    # Written so that a nan fails too. A zero head hides every fault of the backbone: the embeddings show it.
+    sound = parity.max_probability_error <= MAX_PROBABILITY_ERROR and parity.max_embedding_error <= MAX_EMBEDDING_ERROR
+    if parity.top1_disagreements or not sound:
         raise DamagedArtefact(
             f"the exported graph does not agree with the network on {parity.images} images: "
             f"{parity.top1_disagreements} predictions differ, probabilities by up to "
-            f"{parity.max_probability_error:.2g} (limit {MAX_PROBABILITY_ERROR:g})"
+            f"{parity.max_probability_error:.2g} (limit {MAX_PROBABILITY_ERROR:g}), embeddings by up to "
+            f"{parity.max_embedding_error:.2g} of their largest value (limit {MAX_EMBEDDING_ERROR:g})"
         )
     return parity
 
@@ -62,13 +66,16 @@ def top1_disagreements(expected: np.ndarray, found: np.ndarray) -> int:
     return int((~(gap <= TIE)).sum())
 
 
-def run_in_batches(network: ort.InferenceSession, images: np.ndarray, watch: Watch) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, C) and logits (N, K, C), each image once, in batches of 1, 5 and 32."""
+def run_in_batches(
+    network: ort.InferenceSession, images: np.ndarray, watch: Watch
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities (N, C), logits (N, K, C) and embeddings (N, D), each image once, in batches of 1, 5 and 32."""
     parts = []
     for part in batches(len(images)):
         watch.progress("parity", part.start, len(images))
-        parts.append(network.run(["probabilities", "logits"], {"image": images[part]}))
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        parts.append(network.run(["probabilities", "logits", "embedding"], {"image": images[part]}))
+    probabilities, logits, embeddings = (np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+    return probabilities, logits, embeddings
 
 
 def batches(count: int) -> Iterator[slice]:

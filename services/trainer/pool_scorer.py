@@ -46,6 +46,8 @@ class Version:
     campaign: str
     version: int
     source_id: str
+    # What the registry says of it; a replica that answers with another one has another model under this name.
+    embedding_id: str = ""
 
 
 class PoolScorer(Protocol):
@@ -110,6 +112,11 @@ class GrpcPoolScorer:
 
         for event in self._run(call, ids, watch):
             embedding_id = event.embedding_id or embedding_id
+        if at.embedding_id and embedding_id != at.embedding_id:
+            raise Unavailable(
+                f"inference at {self._address} embeds {at.campaign!r} version {at.version} as {embedding_id}, "
+                f"the registry says {at.embedding_id}; is the trainer's registry the one mounted there?"
+            )
         return self._stored(embedding_id, at.source_id).read(ids)
 
     def _stored(self, embedding_id: str, source_id: str) -> EmbeddingStore:

@@ -113,7 +113,8 @@ class RoundRunner:
 
     def _score(self, pool: Pool, current: Round) -> ScoredPool:
         """The unlabelled samples as the newest published version sees them: that of the round before."""
-        at = Version(self._campaign.name, current.round_no, self._campaign.source_id)
+        manifest = self._registry.manifest(self._campaign.name, current.round_no)
+        at = Version(self._campaign.name, manifest.version, self._campaign.source_id, manifest.embedding_id)
         wanted = strategy(current.strategy)
         scores = None
         if wanted.acquisition is not None:

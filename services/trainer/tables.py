@@ -23,6 +23,15 @@ class CampaignRow(Base):
     created_at: Mapped[float] = mapped_column(Float)
 
 
+class NumberRow(Base):
+    """The last number given to a campaign of a base name: a deleted campaign's name never comes again."""
+
+    __tablename__ = "numbers"
+
+    base: Mapped[str] = mapped_column(String(63), primary_key=True)
+    last: Mapped[int] = mapped_column(Integer)
+
+
 class RoundRow(Base):
     __tablename__ = "rounds"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from services.common.errors import Unavailable
+from services.common.errors import BadConfig, Unavailable, did_you_mean
 from services.trainer import torchvision_shim, weights
 from services.trainer.architecture import Architecture, Stages, Triple
 from services.trainer.downloads import can_connect
@@ -28,7 +28,11 @@ def names() -> list[str]:
 
 def timm_architecture(name: str) -> Architecture:
     # A name without pretrained weights has no configuration of its own.
-    cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    try:
+        cfg = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    except RuntimeError as error:  # an unknown tag behind the dot
+        tags = list(timm.list_models(name.split(".")[0], pretrained=True, include_tags=True))
+        raise BadConfig(f"backbone.name {name!r}: {error}; {did_you_mean(name, tags)}") from error
     classifier = (cfg.classifier,) if isinstance(cfg.classifier, str) else tuple(cfg.classifier or ())
     file_name = file_in_weights_dir(name)
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import threading
 import warnings
 
 import torch
@@ -12,6 +13,8 @@ from services.trainer.onnx_graph import OPSET, tidied
 
 # torch specialises sizes 0 and 1; any other becomes the dynamic one.
 _EXAMPLE_BATCH = 2
+# stdout and the warning filters are the process's own; an export that was left may still be running.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def export_embedding_graph(net: nn.Module, height: int, width: int) -> bytes:
@@ -22,7 +25,7 @@ def export_embedding_graph(net: nn.Module, height: int, width: int) -> bytes:
     exporter_log.setLevel(logging.ERROR)
     try:
         # The exporter warns about its own internals and prints what it does.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with _ONE_AT_A_TIME, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 net,

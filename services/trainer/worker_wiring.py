@@ -80,8 +80,9 @@ class _Toolbox:
         pool_ids, test_ids = tuple(samples.ids("pool")), tuple(samples.ids("test"))
 
         def embeddings(ids: Sequence[str]) -> np.ndarray:
-            newest = self._registry.versions(campaign.name)[-1]
-            return self._scorer.embeddings(Version(campaign.name, newest, campaign.source_id), ids, watch)
+            newest = self._registry.manifest(campaign.name, self._registry.versions(campaign.name)[-1])
+            at = Version(campaign.name, newest.version, campaign.source_id, newest.embedding_id)
+            return self._scorer.embeddings(at, ids, watch)
 
         def parity_images() -> np.ndarray:
             return samples.images(sorted([*pool_ids, *test_ids])[:PARITY_IMAGES])

@@ -160,6 +160,34 @@ async def test_a_current_that_names_nothing_is_refused_and_the_old_version_serve
         assert (await served.client.predict(PIXELS)).version == 1
 
 
+@pytest.mark.parametrize("garbage", [b"\xff\xfe", b"two", b"0", b""])
+async def test_one_campaigns_garbled_current_stops_no_other(folders: Folders, garbage: bytes) -> None:
+    publish(folders.registry, TinyModel(campaign="broken"), promote=True)
+    (folders.registry.root / "broken" / "current").write_bytes(garbage)
+    publish(folders.registry, TinyModel(), promote=True)
+    async with serving(folders) as served:
+        await until(lambda: served.metric("inference_model_info", **info(1)) == 1)
+        answer = await served.client.predict(PIXELS, model="tiny")
+        assert answer.version == 1
+
+
+async def test_a_campaign_made_anew_under_its_old_name_answers_with_its_own_model(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(), promote=True)
+    async with serving(folders) as served:
+        await until(lambda: served.metric("inference_model_info", **info(1)) == 1)
+        folders.registry.delete("tiny")
+        other = TinyModel(seed=5, classes=("x", "y", "z"))
+        publish(folders.registry, other, promote=True)
+        deadline = time.monotonic() + 10
+        given: dict[str, float] = {}
+        while set(given) != set(other.classes):
+            assert time.monotonic() < deadline, "the old campaign's model went on answering"
+            answer = await served.client.predict(PIXELS, model="tiny")
+            given = {c.label: c.probability for c in answer.predictions[0].classes}
+        expected = probabilities(other, PIXELS)[0]
+        np.testing.assert_allclose([given[label] for label in other.classes], expected, atol=1e-5)
+
+
 async def test_a_registry_that_is_away_for_a_moment_changes_nothing(folders: Folders) -> None:
     publish(folders.registry, TinyModel(), promote=True)
     async with serving(folders) as served:

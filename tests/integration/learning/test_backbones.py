@@ -60,6 +60,11 @@ def test_a_network_made_for_one_size_takes_another():
     assert make(name="vit_tiny_patch16_224", input_size=64).embedding_size == 192
 
 
+def test_an_unknown_tag_names_those_there_are():
+    with pytest.raises(BadConfig, match=r"resnet18\.typo_in1k.*resnet18\."):
+        make(name="resnet18.typo_in1k")
+
+
 def test_an_input_that_the_network_cannot_take_is_refused():
     with pytest.raises(BadConfig, match="vgg16 cannot take an input of 16 pixels"):
         make(name="vgg16", input_size=16)

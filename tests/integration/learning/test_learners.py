@@ -1,5 +1,6 @@
 """Both learners from labels to a staged ONNX version."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,10 @@ def test_same_seed_same_network(digits, tmp_path, watch):
     assert one.embedding_id == two.embedding_id
     np.testing.assert_array_equal(one.head.weights, two.head.weights)
     assert one.out_of_fold == two.out_of_fold
+    # Days later the same labels give the same network again: its graph must not be tidied away under it.
+    for path in (tmp_path / "two").rglob("*.onnx"):
+        os.utime(path, (0, 0))
+    assert learner.fit(digits.labelled(60), 10, 7, watch).embedding_graph.is_file()
     # A fit leaves nothing behind for the next one, and the seed matters.
     again = learner.fit(digits.labelled(60), 10, 7, watch)
     assert again.embedding_id == one.embedding_id

@@ -26,6 +26,10 @@ class FakeLoader:
         self.free = threading.Event()
         self.free.set()
         self.error: Exception | None = None
+        self.signatures: dict[tuple[str, int], Any] = {}
+
+    def signature(self, key: tuple[str, int]) -> Any:
+        return self.signatures.get(key, ("files", key))
 
     def load(self, key: tuple[str, int]) -> Any:
         self.loads.append(key)
@@ -52,6 +56,25 @@ def held(models: LoadedModels) -> list[int]:
 async def lease(models: LoadedModels, version: int) -> None:
     async with models.lease(("m", version)):
         pass
+
+
+async def test_a_version_whose_files_were_replaced_is_loaded_anew(loader: FakeLoader) -> None:
+    models = memory(loader)
+    await lease(models, 1)
+    await models.forget_replaced()
+    assert held(models) == [1]
+    loader.signatures["m", 1] = ("other files",)
+    await models.forget_replaced()
+    await lease(models, 1)
+    assert loader.loads == [("m", 1), ("m", 1)]
+
+
+async def test_a_version_that_cannot_be_looked_at_stays(loader: FakeLoader) -> None:
+    models = memory(loader)
+    await lease(models, 1)
+    loader.signatures["m", 1] = ()
+    await models.forget_replaced()
+    assert held(models) == [1]
 
 
 async def test_callers_at_the_same_time_share_one_load(loader: FakeLoader) -> None:

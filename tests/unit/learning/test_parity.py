@@ -9,6 +9,7 @@ from services.common.errors import DamagedArtefact
 from services.common.files import sha256_file
 from services.common.manifest import read_manifest
 from services.trainer.export import OnnxExporter
+from services.trainer.heads import zero_head
 from services.trainer.learning import FittedModel, VersionFacts
 from services.trainer.onnx_graph import model_graph
 from services.trainer.parity import batches, top1_disagreements
@@ -70,6 +71,12 @@ def test_a_graph_that_is_not_the_network_is_never_staged(exporter, model, tmp_pa
     with pytest.raises(DamagedArtefact, match="does not agree with the network on 256 images"):
         exporter.stage(other, FACTS, {"report.json": b"{}"}, tmp_path / "birds" / "2", CountingWatch())
     assert not (tmp_path / "birds").exists()
+
+
+def test_a_zero_head_does_not_hide_a_wrong_backbone(exporter, model, tmp_path):
+    zero = replace(model, head=zero_head(4, D), reference=lambda images: mean_of_pixels(images) + 3)
+    with pytest.raises(DamagedArtefact, match="embeddings by up to"):
+        exporter.stage(zero, FACTS, {}, tmp_path / "birds" / "1", CountingWatch())
 
 
 def test_a_network_that_gives_nan_is_never_staged(exporter, model, tmp_path):

@@ -38,6 +38,11 @@ def test_a_name_that_the_registry_holds_is_not_given_again(store):
     assert store.create(make_config(), "source", ["cat"], taken=["demo-4", "other-9"]).name == "demo-5"
 
 
+def test_the_name_of_a_deleted_campaign_never_comes_again(store, campaign):
+    store.delete(campaign.name)  # a replica may still hold its models
+    assert store.create(make_config(), "source", ["cat", "dog"]).name == "demo-2"
+
+
 def test_an_unknown_campaign_names_the_nearest(store, campaign):
     with pytest.raises(NotFound, match="did you mean 'demo-1'"):
         store.campaign("demo-11")

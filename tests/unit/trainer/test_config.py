@@ -22,6 +22,14 @@ def test_every_mistake_is_reported_at_once():
     assert all(key in text for key in ("name:", "rounds.count", "rounds.batch", "promotion"))
 
 
+@pytest.mark.parametrize(
+    "learner", [{"c_grid": []}, {"c_grid": [0]}, {"c_grid": [-1]}, {"stages": 0}, {"stages": "some"}]
+)
+def test_a_learner_that_could_learn_nothing_is_refused(learner):
+    with pytest.raises(BadConfig, match=f"learner.{next(iter(learner))}"):
+        make_config(learner=learner)
+
+
 def test_the_budget_is_the_initial_labels_and_all_batches():
     config = make_config(initial={"labels": 100}, rounds={"count": 5, "batch": 100})
     assert config.budget == 600

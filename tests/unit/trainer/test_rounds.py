@@ -1,9 +1,14 @@
 """The story of a round over a real database and a real registry, with fakes at the ports to inference and torch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from services.common.errors import Conflict, DamagedArtefact, LeaseLost
+from services.trainer.campaign_store import CampaignStore
+from services.trainer.database import open_database
+from services.trainer.leases import LeaseStore
 from services.trainer.oracle import SimulatedOracle
 from services.trainer.rounds import PROMOTE, STEPS, RoundRunner, Tools
 from tests.fakes import FakeExporter, FakeLearner, FakeScorer, RecordingWatch
@@ -123,8 +128,7 @@ def test_a_kill_at_any_step_changes_nothing(store, leases, registry, make_runner
     store.delete(campaign.name)
     registry.delete(campaign.name)
     again = store.create(make_config(), "source", ["cat", "dog"])
-    assert again.name == campaign.name
-
+    make_runner = partial(make_runner, campaign=again)
     run_rounds(store, leases, make_runner, again.name, round_no - 1)
 
     def kill(begun, in_round):
@@ -178,12 +182,16 @@ def test_a_kill_between_publishing_and_promoting_is_repaired(store, leases, regi
     assert registry.current(campaign.name) == 2
 
 
-def test_a_version_of_another_campaign_of_the_same_name_is_refused(store, leases, registry, make_runner, campaign):
+def test_a_version_of_another_campaign_of_the_same_name_is_refused(
+    store, leases, registry, make_runner, campaign, tools, tmp_path
+):
     run_rounds(store, leases, make_runner, campaign.name, 1)
-    store.delete(campaign.name)  # the database is lost, the registry is not
-    again = store.create(make_config(seed=9), "source", ["cat", "dog"])
+    engine = open_database(f"sqlite:///{tmp_path}/new.db")  # the database is lost, the registry is not
+    fresh = CampaignStore(engine)
+    again = fresh.create(make_config(seed=9), "source", ["cat", "dog"])
     assert again.name == campaign.name
-    runner, _ = make_runner(campaign=again)
+    lease = LeaseStore(engine).take_lease(again.name, "me", 30)
+    runner = RoundRunner(fresh, registry, again, tools, lease, RecordingWatch())
     with pytest.raises(Conflict, match="another campaign"):
         runner.train_round(0)
 

@@ -42,6 +42,12 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_labels_campaign"), ["campaign"], unique=False)
 
     op.create_table(
+        "numbers",
+        sa.Column("base", sa.String(length=63), nullable=False),
+        sa.Column("last", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("base"),
+    )
+    op.create_table(
         "leases",
         sa.Column("campaign", sa.String(length=63), nullable=False),
         sa.Column("owner", sa.String(length=255), nullable=False),
@@ -106,6 +112,7 @@ def downgrade() -> None:
 
     op.drop_table("picks")
     op.drop_table("leases")
+    op.drop_table("numbers")
     with op.batch_alter_table("labels", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_labels_campaign"))
 
