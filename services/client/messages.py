@@ -116,7 +116,7 @@ def error_of(error: grpc.RpcError, address: str) -> errors.QuerentError:
     code, details = status.code(), status.details() or ""
     kind = _ERRORS.get(code, errors.QuerentError)
     if kind is errors.Unavailable:
-        return kind(f"{address} cannot answer now: {details}")
+        return kind(f"the inference service at {address} is not available or not ready: {details}")
     if kind is errors.DeadlineExpired:
         return kind(f"{address} did not answer in time: {details}")
     return kind(details if kind is not errors.QuerentError else f"{code.name}: {details}")
