@@ -8,7 +8,6 @@ Inference writes; the trainer only reads.
 """
 
 import json
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -89,9 +88,6 @@ class EmbeddingStore:
         for first in range(0, len(ids), rows):
             part = slice(first, min(first + rows, len(ids)))
             yield part, self.read(ids[part])
-
-    def delete(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _places(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         try:

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from services.common.errors import Conflict, DamagedArtefact, NotFound, did_you_mean
@@ -167,10 +167,10 @@ class Registry:
         pins = self.pinned(campaign) | {version} if pinned else self.pinned(campaign) - {version}
         write_atomically(self.root / campaign / "pinned", " ".join(map(str, sorted(pins))).encode())
 
-    def prune(self, campaign: str, keep_newest: int = _KEEP_NEWEST, also_keep: Iterable[int] = ()) -> list[int]:
+    def prune(self, campaign: str, keep_newest: int = _KEEP_NEWEST) -> list[int]:
         """Delete versions except current, the newest `keep_newest` and the pinned. Gives what went."""
         versions = self.versions(campaign)
-        keep = {self.current(campaign), *versions[-keep_newest:], *self.pinned(campaign), *also_keep}
+        keep = {self.current(campaign), *versions[-keep_newest:], *self.pinned(campaign)}
         gone = [v for v in versions if v not in keep]
         for version in gone:
             # Out of the root in one step first, so that nobody ever sees half a version.

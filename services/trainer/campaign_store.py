@@ -112,6 +112,15 @@ class CampaignStore(Transactions):
         with self.reading() as session:
             return list(session.scalars(done.order_by(RoundRow.round_no)))
 
+    def newest_round(self, name: str) -> Round:
+        """Raises NotFound."""
+        newest = select(RoundRow).where(RoundRow.campaign == name).order_by(RoundRow.round_no.desc()).limit(1)
+        with self.reading() as session:
+            row = session.scalar(newest)
+            if row is None:
+                raise NotFound(f"campaign {name!r} has no rounds")
+            return round_of(row)
+
     def round(self, name: str, round_no: int) -> Round:
         """Raises NotFound."""
         with self.reading() as session:

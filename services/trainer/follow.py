@@ -69,10 +69,10 @@ def follow(store: CampaignStore, name: str, console: Console, say: Callable[[str
         shown: tuple[TaskID, int, str] | None = None
         while True:
             campaign = store.campaign(name)
-            for done in store.rounds(name):
-                if done.state == "done" and done.round_no not in told:
-                    told.add(done.round_no)
-                    say(round_line(done, campaign.config.last_round))
+            for round_no in store.finished_rounds(name):
+                if round_no not in told:
+                    told.add(round_no)
+                    say(round_line(store.round(name, round_no), campaign.config.last_round))
             shown = _show_phase(store, name, bars, shown)
             if campaign.state in AT_REST:
                 return campaign

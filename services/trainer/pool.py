@@ -1,7 +1,7 @@
-"""The pool of samples and what has been labelled: a value, with transitions that return a new one."""
+"""The pool of samples and what has been labelled, as a value."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,3 @@ class Pool:
     def labelled(self) -> tuple[str, ...]:
         """In the order in which they were labelled."""
         return tuple(self.labelled_at)
-
-    def label(self, ids: Iterable[str], round_no: int) -> "Pool":
-        return replace(self, labelled_at={**self.labelled_at, **dict.fromkeys(ids, round_no)})

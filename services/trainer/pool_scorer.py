@@ -14,6 +14,7 @@ import structlog
 
 from services.common.embeddings import EmbeddingStore
 from services.common.errors import BadRequest, DamagedArtefact, NotFound, QuerentError, Unavailable
+from services.common.manifest import Manifest
 from services.common.pb import pool_scoring_pb2 as pb
 from services.common.pb import pool_scoring_pb2_grpc as pb_grpc
 from services.trainer.learning import Watch
@@ -48,6 +49,10 @@ class Version:
     source_id: str
     # What the registry says of it; a replica that answers with another one has another model under this name.
     embedding_id: str = ""
+
+    @classmethod
+    def of(cls, manifest: Manifest, source_id: str) -> "Version":
+        return cls(manifest.campaign, manifest.version, source_id, manifest.embedding_id)
 
 
 class PoolScorer(Protocol):

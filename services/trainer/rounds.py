@@ -113,8 +113,8 @@ class RoundRunner:
 
     def _score(self, pool: Pool, current: Round) -> ScoredPool:
         """The unlabelled samples as the newest published version sees them: that of the round before."""
-        manifest = self._registry.manifest(self._campaign.name, current.round_no)
-        at = Version(self._campaign.name, manifest.version, self._campaign.source_id, manifest.embedding_id)
+        newest = self._registry.manifest(self._campaign.name, current.round_no)
+        at = Version.of(newest, self._campaign.source_id)
         wanted = strategy(current.strategy)
         scores = None
         if wanted.acquisition is not None:

@@ -103,7 +103,7 @@ class TaskRunner:
         return RoundRunner(self.store, self._registry, owned.campaign, tools, owned.lease, owned.watch, self._on_step)
 
     def _advance(self, owned: "_Owned") -> bool:
-        campaign, newest = owned.campaign, self.store.rounds(owned.campaign.name)[-1]
+        campaign, newest = owned.campaign, self.store.newest_round(owned.campaign.name)
         if newest.round_no >= campaign.config.last_round:
             reason = f"the budget is spent: {newest.report['labels']} labels bought"
             self._write_report(campaign, reason)
@@ -127,7 +127,7 @@ class TaskRunner:
             return False
         keeper = LeaseKeeper(self.leases, lease, self._lease_seconds, self.stop)
         with keeper.kept():
-            newest = self.store.rounds(name)[-1]
+            newest = self.store.newest_round(name)
             if (newest.round_no, task_of(newest)) != (round_no, task):
                 # The message is late, delivered twice or of another database: what is due stands in ours.
                 log.info("task_not_due", task=task, campaign=name, round=round_no)

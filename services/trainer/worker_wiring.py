@@ -74,15 +74,13 @@ class _Toolbox:
 
     def tools(self, campaign: Campaign, watch: Watch) -> Tools:
         config = self._config
-        source = read_source(config.sources_dir, campaign.source_id)
         samples = _sample_store(config.sources_dir, config.data_dir, campaign.source_id)
         truth = _truth(config.sources_dir, campaign.source_id)
         pool_ids, test_ids = tuple(samples.ids("pool")), tuple(samples.ids("test"))
 
         def embeddings(ids: Sequence[str]) -> np.ndarray:
             newest = self._registry.manifest(campaign.name, self._registry.versions(campaign.name)[-1])
-            at = Version(campaign.name, newest.version, campaign.source_id, newest.embedding_id)
-            return self._scorer.embeddings(at, ids, watch)
+            return self._scorer.embeddings(Version.of(newest, campaign.source_id), ids, watch)
 
         def parity_images() -> np.ndarray:
             return samples.images(sorted([*pool_ids, *test_ids])[:PARITY_IMAGES])
@@ -95,8 +93,8 @@ class _Toolbox:
             scorer=self._scorer,
             learner=make_learner(
                 campaign.config,
-                source_height=source.height,
-                source_width=source.width,
+                source_height=samples.source.height,
+                source_width=samples.source.width,
                 weights_dir=config.weights_dir,
                 cache_dir=config.cache_dir,
                 embeddings=embeddings,
