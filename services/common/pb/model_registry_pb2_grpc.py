@@ -5,7 +5,7 @@ import warnings
 
 from services.common.pb import model_registry_pb2 as querent_dot_v1_dot_model__registry__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class ModelRegistryServiceStub:
+class ModelRegistryServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -46,7 +46,7 @@ class ModelRegistryServiceStub:
                 _registered_method=True)
 
 
-class ModelRegistryServiceServicer:
+class ModelRegistryServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def GetModel(self, request, context):
@@ -82,7 +82,7 @@ def add_ModelRegistryServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class ModelRegistryService:
+class ModelRegistryService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

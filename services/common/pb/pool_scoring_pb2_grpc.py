@@ -5,7 +5,7 @@ import warnings
 
 from services.common.pb import pool_scoring_pb2 as querent_dot_v1_dot_pool__scoring__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.80.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class PoolScoringServiceStub:
+class PoolScoringServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -46,7 +46,7 @@ class PoolScoringServiceStub:
                 _registered_method=True)
 
 
-class PoolScoringServiceServicer:
+class PoolScoringServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ScorePool(self, request, context):
@@ -84,7 +84,7 @@ def add_PoolScoringServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class PoolScoringService:
+class PoolScoringService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
