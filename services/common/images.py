@@ -4,12 +4,15 @@ import io
 import warnings
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from services.common.errors import BadImage
 
 # 64 megapixels: above any camera's frame that people label, and 192 MB once decoded.
 MAX_PIXELS = 64_000_000
+# EXIF comes before the picture, in a segment of at most 64 kB, after at most one of JFIF.
+_EXIF_WITHIN = 66_000
 
 
 def decode(encoded: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -20,6 +23,34 @@ def decode(encoded: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
     """
     if not encoded:
         raise BadImage("the image is empty (0 bytes)")
+    rgb = _plain_jpeg(encoded, height, width, max_pixels)
+    if rgb is None:
+        rgb = _any_image(encoded, height, width, max_pixels)
+    if rgb.shape[:2] == (height, width):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def _plain_jpeg(encoded: bytes, height: int, width: int, max_pixels: int) -> np.ndarray | None:
+    """uint8 [H, W, 3] of an ordinary JPEG, an eighth of Pillow's time for the same pixels; None: let Pillow do it.
+
+    Both are libjpeg-turbo. Pillow keeps what needs its judgement: orientation, CMYK, damage, and frames so large
+    that it decodes them at a half, a quarter or an eighth.
+    """
+    if not encoded.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in encoded[:_EXIF_WITHIN]:
+        return None
+    try:
+        rows, columns, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        drafted = rows >= 4 * height and columns >= 4 * width
+        if drafted or rows * columns > max_pixels or colours not in {"YCbCr", "Gray"}:
+            return None
+        return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB"), dtype=np.uint8)
+    except ValueError:
+        return None
+
+
+def _any_image(encoded: bytes, height: int, width: int, max_pixels: int) -> np.ndarray:
+    """uint8 [H, W, 3] in the size it has, or a smaller one of at least twice the size that is wanted."""
     try:
         with warnings.catch_warnings():
             # Pillow's own bomb limit only warns; ours is checked before a pixel is decoded.
@@ -40,8 +71,6 @@ def decode(encoded: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
     # Pillow's decoders raise many types on hostile input (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise BadImage(f"the image is broken or truncated: {error}") from error
-    if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(rgb, dtype=np.uint8)
 
 

@@ -120,7 +120,7 @@ class LoadedModels:
         signature = await asyncio.to_thread(self._loader.signature, key)
         model = await asyncio.to_thread(self._loader.load, key)
         entry = self._loaded[key] = _Loaded(model, signature)
-        self._metrics.loaded(model.manifest, model.provider)
+        self._metrics.loaded(model.manifest, model.provider, model.statistics)
         self._evict(keep=key)
         return entry
 

@@ -7,6 +7,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from services.common.manifest import Manifest
+from services.inference.statistics import Statistics
+from services.inference.triton_counters import TritonCounters
 
 Purpose = Literal["predict", "score", "embed"]
 PURPOSES: tuple[Purpose, ...] = ("predict", "score", "embed")
@@ -27,6 +29,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._triton = TritonCounters()
+        self.registry.register(self._triton)
         self.rpcs = self._counter("inference_rpcs", "Finished calls by status code.", ("method", "code"))
         self.rpc_seconds = self._histogram(
             "inference_rpc_seconds", "Seconds from a call's start to its end.", ("method",), _CALL_SECONDS
@@ -34,6 +38,9 @@ class Metrics:
         self.batch_size = self._histogram("inference_batch_size", "Images in one run of a network.", (), _BATCH_SIZES)
         self.queue_seconds = self._histogram(
             "inference_queue_seconds", "Seconds that images waited for their run.", (), _SECONDS
+        )
+        self.dropped = self._counter(
+            "inference_dropped_requests", "Requests dropped before they were computed.", ("reason",)
         )
         self.queue_depth = self._gauge("inference_queue_depth", "Images that wait for a run.", ())
         self.run_seconds = self._histogram(
@@ -59,9 +66,10 @@ class Metrics:
             _CONFIDENCES,
         )
 
-    def loaded(self, manifest: Manifest, provider: str) -> None:
+    def loaded(self, manifest: Manifest, provider: str, statistics: Statistics) -> None:
         """Begin the series of a version."""
         version = _labels(manifest)
+        self._triton.add(*version[:2], statistics)
         self.model_info.labels(*version, provider).set(1)
         accuracy = manifest.metrics.get("test", {}).get("accuracy")
         if accuracy is not None:
@@ -70,6 +78,7 @@ class Metrics:
     def unloaded(self, manifest: Manifest, provider: str) -> None:
         """End the series of a version, so that a dashboard shows only what is there."""
         version = _labels(manifest)
+        self._triton.remove(*version[:2])
         self.model_info.remove(*version, provider)
         self.model_accuracy.remove(*version)
         self.run_seconds.remove(*version[:2])

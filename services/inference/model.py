@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from services.common.errors import DamagedArtefact
 from services.common.manifest import HEAD_FILE, MODEL_FILE, Manifest
+from services.inference.statistics import Statistics
 
 Device = Literal["auto", "cpu", "cuda"]
 CPU = "CPUExecutionProvider"
@@ -102,6 +103,7 @@ class Model:
         self.manifest = manifest
         self.provider: str = network.get_providers()[0]
         self.parallel_runs = parallel_runs
+        self.statistics = Statistics()
         self._network = network
         self._head = head
         # Embedding workers decode as well as run; only this many may be inside the device at once.

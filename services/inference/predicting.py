@@ -70,7 +70,7 @@ class Predictor:
         self._check_count(count)
         batcher = self._batchers.get(model)
         if batcher is None:
-            batcher = self._batchers[model] = MicroBatcher(self._run_pool, self._rule, self._metrics)
+            batcher = self._batchers[model] = MicroBatcher(self._run_pool, self._rule, self._metrics, model.statistics)
         if isinstance(query.images, Raw):
             pixels = raw_pixels(query.images, model)
             with batcher.admit(count):

@@ -81,3 +81,35 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
     assert len(bomb) < 100_000
     with pytest.raises(BadImage, match="the limit is 64000000 pixels"):
         decode(bomb, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 1}),
+        ("RGB", {"subsampling": 2}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"quality": 30, "optimize": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+@pytest.mark.parametrize("size", [(32, 32), (31, 45), (100, 70), (300, 200)])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(mode, options, size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(size).convert(mode).save(buffer, "JPEG", **options)
+    with Image.open(io.BytesIO(buffer.getvalue())) as image:
+        image.draft("RGB", (64, 64))
+        expected = image.convert("RGB")
+    if expected.size != (32, 32):
+        expected = expected.resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(decode(buffer.getvalue(), 32, 32), np.asarray(expected))
+
+
+def test_a_jpeg_with_a_true_start_and_a_false_rest_is_refused():
+    whole = encoded(32, 32, "JPEG")
+    for broken in (whole[:3], whole[:40], whole[:-40], whole[:100] + bytes(200), b"\xff\xd8\xff" + bytes(500)):
+        with pytest.raises(BadImage):
+            decode(broken, 32, 32)

@@ -1,6 +1,7 @@
 """The batching rule, on a model that runs when the test says so."""
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 
 from services.common.errors import DeadlineExpired, Overloaded
-from services.inference.batcher import BatchRule, MicroBatcher
+from services.inference.batcher import HIGH, LOW, NORMAL, BatchRule, MicroBatcher
 from services.inference.metrics import Metrics
 from services.inference.model import Outputs
+from services.inference.statistics import Statistics
 
 
 class FakeModel:
@@ -43,7 +45,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def batcher(pool: ThreadPoolExecutor, max_batch: int = 8, max_delay_s: float = 60, queue_limit: int = 100) -> Any:
-    return MicroBatcher(pool, BatchRule(max_batch, max_delay_s, queue_limit), Metrics())
+    return MicroBatcher(pool, BatchRule(max_batch, max_delay_s, queue_limit), Metrics(), Statistics())
 
 
 def image(value: int, count: int = 1) -> np.ndarray:
@@ -157,3 +159,78 @@ async def test_a_failing_run_fails_its_callers_and_not_the_next(pool: ThreadPool
         await joined.predict(model, image(0))
     model.fails = False
     assert (await joined.predict(model, image(5))).probabilities.tolist() == [[5]]
+
+
+async def test_a_higher_priority_is_taken_first_and_equals_in_the_order_they_came(pool: ThreadPoolExecutor) -> None:
+    model, joined = FakeModel(), batcher(pool, max_batch=1)
+    finished: list[int] = []
+
+    async def call(value: int, priority: int) -> None:
+        await joined.predict(model, image(value), priority=priority)
+        finished.append(value)
+
+    model.free.clear()
+    calls = [asyncio.create_task(call(0, LOW))]
+    await begun(model, 1)
+    for value, priority in ((1, LOW), (2, NORMAL), (3, HIGH), (4, NORMAL), (5, HIGH)):
+        calls.append(asyncio.create_task(call(value, priority)))
+    await asyncio.sleep(0.01)
+    model.free.set()
+    await asyncio.gather(*calls)
+    assert finished == [0, 3, 5, 2, 4, 1]
+
+
+async def test_a_large_request_is_not_overtaken_by_a_small_one_of_lower_priority(pool: ThreadPoolExecutor) -> None:
+    model, joined = FakeModel(), batcher(pool, max_batch=4)
+    model.free.clear()
+    calls = [asyncio.create_task(joined.predict(model, image(0)))]
+    await begun(model, 1)
+    for count, priority in ((2, HIGH), (3, HIGH), (2, NORMAL)):
+        calls.append(asyncio.create_task(joined.predict(model, image(1, count), priority=priority)))
+    await asyncio.sleep(0.01)
+    model.free.set()
+    await asyncio.gather(*calls)
+    assert model.batches == [1, 2, 3, 2]
+
+
+async def test_statistics_tell_images_runs_and_what_became_of_each_request(pool: ThreadPoolExecutor) -> None:
+    model, statistics, metrics = FakeModel(), Statistics(), Metrics()
+    joined = MicroBatcher(pool, BatchRule(8, 60, 7), metrics, statistics)
+
+    async def call(count: int, deadline: float = math.inf) -> None:
+        with joined.admit(count):
+            await joined.predict(model, image(1, count), deadline)
+
+    model.free.clear()
+    first = asyncio.create_task(call(1))
+    await begun(model, 1)
+    late = asyncio.create_task(call(1, deadline=asyncio.get_running_loop().time()))
+    gone = asyncio.create_task(call(1))
+    others = [asyncio.create_task(call(2)), asyncio.create_task(call(2))]
+    await asyncio.sleep(0.01)
+    assert statistics.pending == 4
+    gone.cancel()
+    with pytest.raises(Overloaded):
+        await call(3)
+    model.free.set()
+    await asyncio.gather(first, *others)
+    with pytest.raises(DeadlineExpired):
+        await late
+
+    model.fails = True
+    with pytest.raises(RuntimeError):
+        await call(1)
+
+    assert (statistics.inference_count, statistics.execution_count, statistics.pending) == (5, 2, 0)
+    assert statistics.success.count == 3
+    assert statistics.failures == {"CANCELED": 2, "REJECTED": 1, "BACKEND": 1}
+    assert statistics.fail.count == 4
+    assert statistics.compute_infer.count == 3  # the run of two requests counts for both, as Triton counts
+    assert sorted(statistics.batches) == [1, 4]
+    assert statistics.queue.ns > 0
+    assert statistics.compute_infer.ns > 0
+    dropped = {
+        r: metrics.registry.get_sample_value("inference_dropped_requests_total", {"reason": r})
+        for r in ("caller_gone", "deadline")
+    }
+    assert dropped == {"caller_gone": 1, "deadline": 1}

@@ -15,6 +15,7 @@ from services.inference.loading import Loader
 from services.inference.memory import LoadedModels
 from services.inference.metrics import Metrics
 from services.inference.model import Runtime
+from services.inference.statistics import Statistics
 from tests.tiny_models import TinyModel, publish, stage
 
 
@@ -37,7 +38,7 @@ class FakeLoader:
         if self.error:
             raise self.error
         manifest = SimpleNamespace(campaign=key[0], version=key[1], round=key[1] - 1, metrics={})
-        return SimpleNamespace(manifest=manifest, provider="CPU")
+        return SimpleNamespace(manifest=manifest, provider="CPU", statistics=Statistics())
 
 
 @pytest.fixture
