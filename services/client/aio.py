@@ -56,10 +56,13 @@ class AsyncQuerentClient:
         top: int = 0,
         acquisition: str = "",
         with_embedding: bool = False,
+        priority: int = 0,
     ) -> Predictions:
         """Classes of images: paths, encoded bytes, or one uint8 array [N, H, W, 3]."""
         # Reading files blocks: in a thread.
-        request = await asyncio.to_thread(predict_request, images, model, version, top, acquisition, with_embedding)
+        request = await asyncio.to_thread(
+            predict_request, images, model, version, top, acquisition, with_embedding, priority
+        )
         try:
             return predictions_of(await self._prediction.Predict(request, timeout=self.timeout_s))
         except grpc.aio.AioRpcError as error:

@@ -60,9 +60,13 @@ class QuerentClient:
         top: int = 0,
         acquisition: str = "",
         with_embedding: bool = False,
+        priority: int = 0,
     ) -> Predictions:
-        """Classes of images: paths, encoded bytes, or one uint8 array [N, H, W, 3]."""
-        request = predict_request(images, model, version, top, acquisition, with_embedding)
+        """Classes of images: paths, encoded bytes, or one uint8 array [N, H, W, 3].
+
+        `priority`: 1 goes before the others, 3 after them; 0 and 2 are normal.
+        """
+        request = predict_request(images, model, version, top, acquisition, with_embedding, priority)
         try:
             return predictions_of(self._prediction.Predict(request, timeout=self.timeout_s))
         except grpc.RpcError as error:

@@ -129,10 +129,16 @@ def predict_request(
     top: int,
     acquisition: str,
     with_embedding: bool,
+    priority: int,
 ) -> prediction_pb2.PredictRequest:
     """Raises BadRequest for an array of another shape or type; OSError for a file that cannot be read."""
     request = prediction_pb2.PredictRequest(
-        model=model, version=version, top_k=top, acquisition=acquisition, with_embedding=with_embedding
+        model=model,
+        version=version,
+        top_k=top,
+        acquisition=acquisition,
+        with_embedding=with_embedding,
+        priority=priority,
     )
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:

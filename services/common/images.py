@@ -11,6 +11,8 @@ from services.common.errors import BadImage
 
 # 64 megapixels: above any camera's frame that people label, and 192 MB once decoded.
 MAX_PIXELS = 64_000_000
+_JPEG = b"\xff\xd8\xff"
+_QUICK_PIXELS = 64 * 64
 # EXIF comes before the picture, in a segment of at most 64 kB, after at most one of JFIF.
 _EXIF_WITHIN = 66_000
 
@@ -31,13 +33,24 @@ def decode(encoded: bytes, height: int, width: int, max_pixels: int = MAX_PIXELS
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
+def is_quick(encoded: bytes) -> bool:
+    """Whether decoding takes less time than asking a thread for it: a JPEG that says it is at most 64 x 64."""
+    if not encoded.startswith(_JPEG):
+        return False
+    try:
+        rows, columns, _, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return False
+    return bool(rows * columns <= _QUICK_PIXELS)
+
+
 def _plain_jpeg(encoded: bytes, height: int, width: int, max_pixels: int) -> np.ndarray | None:
     """uint8 [H, W, 3] of an ordinary JPEG, an eighth of Pillow's time for the same pixels; None: let Pillow do it.
 
     Both are libjpeg-turbo. Pillow keeps what needs its judgement: orientation, CMYK, damage, and frames so large
     that it decodes them at a half, a quarter or an eighth.
     """
-    if not encoded.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in encoded[:_EXIF_WITHIN]:
+    if not encoded.startswith(_JPEG) or b"Exif\0\0" in encoded[:_EXIF_WITHIN]:
         return None
     try:
         rows, columns, colours, _ = simplejpeg.decode_jpeg_header(encoded)

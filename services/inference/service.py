@@ -77,6 +77,7 @@ class InferenceServer:
         limit = self._settings.max_message_bytes
         return grpc.aio.server(
             interceptors=[Boundary(self.metrics)],
+            maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
             options=[
                 # With SO_REUSEPORT a second server would take half of the calls and nobody would notice.
                 ("grpc.so_reuseport", 0),

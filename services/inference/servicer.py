@@ -18,6 +18,7 @@ from services.common.pb import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
+from services.inference.batcher import NORMAL
 from services.inference.embedding import Progress
 from services.inference.model import Model
 from services.inference.predicting import Answer, Predictor, Query, Raw
@@ -101,7 +102,7 @@ def _query(request: prediction_pb2.PredictRequest, context: _Context) -> Query:
         raise BadRequest("the request has no input; set `encoded` or `raw`")
     raw = request.raw
     images = list(request.encoded.images) if kind == "encoded" else Raw(raw.data, raw.count, raw.height, raw.width)
-    return Query(images, request.acquisition, deadline)
+    return Query(images, request.acquisition, deadline, request.priority or NORMAL)
 
 
 def _prediction(model: Model, answer: Answer, request: prediction_pb2.PredictRequest) -> prediction_pb2.PredictResponse:

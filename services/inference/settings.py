@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     max_delay_ms: float = Field(default=2.0, ge=0)
     # Images of Predict that may be in the service at once, for each model.
     queue_limit: int = Field(default=1024, ge=1)
+    # Calls in the service at once, of every kind; one more is refused.
+    max_concurrent_rpcs: int = Field(default=1000, ge=1)
     # Images in one Predict request.
     max_images: int = Field(default=256, ge=1)
 

@@ -81,6 +81,7 @@ class PredictRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     ACQUISITION_FIELD_NUMBER: _builtins.int
     WITH_EMBEDDING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The campaign whose model answers. May stay empty while exactly one model is served."""
     version: _builtins.int
@@ -90,6 +91,8 @@ class PredictRequest(_message.Message):
     acquisition: _builtins.str
     """An acquisition function by name; when set each prediction carries its score (higher: more worth labelling)."""
     with_embedding: _builtins.bool
+    priority: _builtins.int
+    """1: before the others, 2: normal, 3: after the others; 0 stands for 2."""
     @_builtins.property
     def encoded(self) -> Global___EncodedImages: ...
     @_builtins.property
@@ -104,10 +107,11 @@ class PredictRequest(_message.Message):
         top_k: _builtins.int = ...,
         acquisition: _builtins.str = ...,
         with_embedding: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "input", b"input", "raw", b"raw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "encoded", b"encoded", "input", b"input", "model", b"model", "raw", b"raw", "top_k", b"top_k", "version", b"version", "with_embedding", b"with_embedding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "encoded", b"encoded", "input", b"input", "model", b"model", "priority", b"priority", "raw", b"raw", "top_k", b"top_k", "version", b"version", "with_embedding", b"with_embedding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

@@ -143,6 +143,47 @@ async def test_a_full_queue_is_resource_exhausted(folders: Folders) -> None:
         assert (await served.prediction.Predict(pixels)).version == 1
 
 
+async def test_more_calls_at_once_than_allowed_are_resource_exhausted(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(work=50), promote=True)
+    async with serving(folders, max_concurrent_rpcs=2) as served:
+        pixels = raw(bytes(8 * 8 * 3 * 8), 8)
+        calls = [served.prediction.Predict(pixels) for _ in range(6)]
+        codes = [await call.code() for call in calls]
+        assert codes.count(StatusCode.OK) >= 2
+        assert codes.count(StatusCode.RESOURCE_EXHAUSTED) >= 1
+        assert (await served.prediction.Predict(pixels)).version == 1
+
+
+async def test_an_unknown_priority_is_an_invalid_argument(served: Served) -> None:
+    for priority in (0, 1, 2, 3):
+        request = encoded(png())
+        request.priority = priority
+        assert (await served.prediction.Predict(request)).version == 1
+    request.priority = 4
+    error = await refusal(served.prediction.Predict(request))
+    assert error.code() is StatusCode.INVALID_ARGUMENT
+    assert "no priority 4" in (error.details() or "")
+
+
+async def test_a_call_of_high_priority_overtakes_those_that_wait(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(work=300), promote=True)  # some 300 ms a call
+    async with serving(folders, threads=1, max_batch=1) as served, asyncio.timeout(60):
+        order: list[str] = []
+
+        async def call(name: str, priority: int) -> None:
+            request = raw(bytes(8 * 8 * 3), 1)
+            request.priority = priority
+            await served.prediction.Predict(request)
+            order.append(name)
+
+        calls = [asyncio.create_task(call("low", 3)) for _ in range(4)]
+        while served.metric("inference_queue_depth") < 3:
+            await asyncio.sleep(0.001)
+        calls.append(asyncio.create_task(call("high", 1)))
+        await asyncio.gather(*calls)
+        assert order.index("high") < 3
+
+
 async def test_a_damaged_version_is_a_failed_precondition(served: Served, folders: Folders) -> None:
     damaged = publish(folders.registry, TinyModel(version=2))
     (damaged / "model.onnx").write_bytes(b"\0" * 100)

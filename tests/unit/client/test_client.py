@@ -31,7 +31,9 @@ async def test_the_sync_client_does_all_calls(folders: Folders, tmp_path: Path) 
     def calls(address: str) -> None:
         told: list[Progress] = []
         with QuerentClient(address) as client:
-            answer = client.predict([tmp_path / "image.png", png()], top=2, acquisition="margin", with_embedding=True)
+            answer = client.predict(
+                [tmp_path / "image.png", png()], top=2, acquisition="margin", with_embedding=True, priority=1
+            )
             assert (answer.model, answer.version, answer.round) == ("tiny", 1, 0)
             expected = probabilities(TinyModel(), pixels)[0]
             for prediction in answer.predictions:

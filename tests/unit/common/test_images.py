@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from services.common.errors import BadImage
-from services.common.images import decode
+from services.common.images import decode, is_quick
 
 
 def encoded(width: int, height: int, kind: str = "PNG", mode: str = "RGB", **save: object) -> bytes:
@@ -113,3 +113,11 @@ def test_a_jpeg_with_a_true_start_and_a_false_rest_is_refused():
     for broken in (whole[:3], whole[:40], whole[:-40], whole[:100] + bytes(200), b"\xff\xd8\xff" + bytes(500)):
         with pytest.raises(BadImage):
             decode(broken, 32, 32)
+
+
+def test_only_small_jpegs_are_quick():
+    assert is_quick(encoded(64, 64, "JPEG"))
+    assert not is_quick(encoded(65, 64, "JPEG"))
+    assert not is_quick(encoded(8, 8, "PNG"))
+    assert not is_quick(encoded(8, 8, "JPEG")[:20])
+    assert not is_quick(b"")
