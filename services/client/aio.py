@@ -5,7 +5,7 @@ async with AsyncQuerentClient("127.0.0.1:8001") as querent:
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,12 +14,14 @@ import numpy as np
 
 from services.client.messages import (
     DEFAULT_ADDRESS,
+    Feedback,
     Image,
     OnProgress,
     PoolScores,
     Predictions,
     channel_options,
     error_of,
+    feedback_request,
     pool_scores,
     predict_request,
     predictions_of,
@@ -57,16 +59,25 @@ class AsyncQuerentClient:
         acquisition: str = "",
         with_embedding: bool = False,
         priority: int = 0,
+        with_feedback_id: bool = False,
     ) -> Predictions:
         """Classes of images: paths, encoded bytes, or one uint8 array [N, H, W, 3]."""
         # Reading files blocks: in a thread.
         request = await asyncio.to_thread(
-            predict_request, images, model, version, top, acquisition, with_embedding, priority
+            predict_request, images, model, version, top, acquisition, with_embedding, priority, with_feedback_id
         )
         try:
             return predictions_of(await self._prediction.Predict(request, timeout=self.timeout_s))
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from error
+
+    async def feedback(self, items: Iterable[Feedback]) -> int:
+        """Tell the true classes of earlier predictions; all are kept or none. Gives how many were new."""
+        try:
+            done = await self._prediction.Feedback(feedback_request(items), timeout=self.timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from error
+        return done.recorded - done.repeats
 
     async def score_pool(
         self,
@@ -137,6 +148,23 @@ class AsyncQuerentClient:
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from error
         return list(answer.models)
+
+    async def watch_model(
+        self, model: str = "", timeout_s: float | None = None
+    ) -> AsyncIterator[model_registry_pb2.Model]:
+        """The model as it is, then again whenever another version answers; every campaign's with model "".
+
+        Goes on until the caller leaves the loop, or for `timeout_s` and then raises DeadlineExpired. Raises NotFound
+        when the campaign goes and Unavailable when the replica does: begin again then.
+        """
+        call = self._models.WatchModel(model_registry_pb2.WatchModelRequest(model=model), timeout=timeout_s)
+        try:
+            async for seen in call:
+                yield seen
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from error
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         await self._channel.close(None)

@@ -6,7 +6,7 @@
 Statuses become the errors of `services.common.errors`; every call has a deadline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +15,14 @@ import numpy as np
 
 from services.client.messages import (
     DEFAULT_ADDRESS,
+    Feedback,
     Image,
     OnProgress,
     PoolScores,
     Predictions,
     channel_options,
     error_of,
+    feedback_request,
     pool_scores,
     predict_request,
     predictions_of,
@@ -61,16 +63,25 @@ class QuerentClient:
         acquisition: str = "",
         with_embedding: bool = False,
         priority: int = 0,
+        with_feedback_id: bool = False,
     ) -> Predictions:
         """Classes of images: paths, encoded bytes, or one uint8 array [N, H, W, 3].
 
         `priority`: 1 goes before the others, 3 after them; 0 and 2 are normal.
         """
-        request = predict_request(images, model, version, top, acquisition, with_embedding, priority)
+        request = predict_request(images, model, version, top, acquisition, with_embedding, priority, with_feedback_id)
         try:
             return predictions_of(self._prediction.Predict(request, timeout=self.timeout_s))
         except grpc.RpcError as error:
             raise error_of(error, self.address) from error
+
+    def feedback(self, items: Iterable[Feedback]) -> int:
+        """Tell the true classes of earlier predictions; all are kept or none. Gives how many were new."""
+        try:
+            done = self._prediction.Feedback(feedback_request(items), timeout=self.timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+        return done.recorded - done.repeats
 
     def score_pool(
         self,
@@ -141,6 +152,20 @@ class QuerentClient:
         except grpc.RpcError as error:
             raise error_of(error, self.address) from error
         return list(answer.models)
+
+    def watch_model(self, model: str = "", timeout_s: float | None = None) -> Iterator[model_registry_pb2.Model]:
+        """The model as it is, then again whenever another version answers; every campaign's with model "".
+
+        Goes on until the caller leaves the loop, or for `timeout_s` and then raises DeadlineExpired. Raises NotFound
+        when the campaign goes and Unavailable when the replica does: begin again then.
+        """
+        call = self._models.WatchModel(model_registry_pb2.WatchModelRequest(model=model), timeout=timeout_s)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         self._channel.close()

@@ -42,6 +42,8 @@ class Prediction:
     classes: tuple[ClassProbability, ...]
     uncertainty: float | None = None
     embedding: np.ndarray | None = None  # (D,)
+    # For `feedback`; empty unless asked for.
+    prediction_id: str = ""
 
     @property
     def label(self) -> str:
@@ -69,6 +71,15 @@ class Progress:
     phase: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """The true class of an earlier prediction, by name or by index; `annotator` says who says so."""
+
+    prediction_id: str
+    truth: str | int
+    annotator: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -130,6 +141,7 @@ def predict_request(
     acquisition: str,
     with_embedding: bool,
     priority: int,
+    with_feedback_id: bool,
 ) -> prediction_pb2.PredictRequest:
     """Raises BadRequest for an array of another shape or type; OSError for a file that cannot be read."""
     request = prediction_pb2.PredictRequest(
@@ -139,6 +151,7 @@ def predict_request(
         acquisition=acquisition,
         with_embedding=with_embedding,
         priority=priority,
+        with_feedback_id=with_feedback_id,
     )
     if isinstance(images, np.ndarray):
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
@@ -158,6 +171,17 @@ def predictions_of(response: prediction_pb2.PredictResponse) -> Predictions:
     )
 
 
+def feedback_request(items: Iterable[Feedback]) -> prediction_pb2.FeedbackRequest:
+    request = prediction_pb2.FeedbackRequest()
+    for item in items:
+        added = request.items.add(prediction_id=item.prediction_id, annotator=item.annotator)
+        if isinstance(item.truth, str):
+            added.label = item.truth
+        else:
+            added.class_index = item.truth
+    return request
+
+
 def pool_scores(version: int, ids: Iterable[str], scores: Iterable[float]) -> PoolScores:
     return PoolScores(version, tuple(ids), np.fromiter(scores, np.float32))
 
@@ -172,4 +196,5 @@ def _prediction(message: prediction_pb2.Prediction) -> Prediction:
         tuple(ClassProbability(c.label, c.index, c.probability) for c in message.classes),
         message.uncertainty if message.HasField("uncertainty") else None,
         np.array(message.embedding, np.float32) if message.embedding else None,
+        message.prediction_id,
     )

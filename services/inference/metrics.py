@@ -1,5 +1,6 @@
 """Every metric of the inference service, and when the series of a model version end."""
 
+from collections import OrderedDict
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -18,6 +19,8 @@ _CALL_SECONDS = (*_SECONDS, 60, 300, 1800)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _VERSION = ("model", "version", "round")
+# Versions with series of feedback, whether in memory or not.
+FEEDBACK_VERSIONS = 64
 
 
 class Metrics:
@@ -59,6 +62,10 @@ class Metrics:
         self.provider_fallback = self._gauge(
             "inference_provider_fallback", "1 when a GPU was asked for and the CPU is used.", ()
         )
+        self.feedback = self._counter(
+            "inference_feedback", "Predictions whose true class was told, once each.", (*_VERSION, "correct")
+        )
+        self._told_of: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self.confidence = self._histogram(
             "inference_prediction_confidence",
             "Probability of the most probable class.",
@@ -88,6 +95,20 @@ class Metrics:
 
     def count_images(self, manifest: Manifest, purpose: Purpose, count: int) -> None:
         self.images.labels(*_labels(manifest), purpose).inc(count)
+
+    def count_feedback(self, campaign: str, version: int, round_no: int, correct: bool) -> None:
+        """Feedback comes long after its prediction: these series outlive the version in memory.
+
+        Those of the versions that were told of last are kept. Call it from one thread only.
+        """
+        told_of = campaign, str(version), str(round_no)
+        self._told_of[told_of] = None
+        self._told_of.move_to_end(told_of)
+        self.feedback.labels(*told_of, str(correct).lower()).inc()
+        if len(self._told_of) > FEEDBACK_VERSIONS:
+            oldest, _ = self._told_of.popitem(last=False)
+            for value in ("true", "false"):
+                self.feedback.remove(*oldest, value)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -27,7 +27,10 @@ from services.common.registry import Registry
 from services.inference.batcher import BatchRule
 from services.inference.boundary import Boundary
 from services.inference.embedding import BATCH, Embedder
+from services.inference.feedback import FeedbackRecorder
 from services.inference.folders import Folders
+from services.inference.health import Health
+from services.inference.journal import Journal
 from services.inference.loading import Loader
 from services.inference.memory import LoadedModels
 from services.inference.metrics import Metrics
@@ -40,14 +43,11 @@ from services.inference.store import ModelStore
 
 log = structlog.get_logger()
 
-READINESS = "readiness"
 _SERVICES = tuple(
     service.full_name
     for module in (prediction_pb2, pool_scoring_pb2, model_registry_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class InferenceServer:
@@ -63,8 +63,6 @@ class InferenceServer:
             ThreadPoolExecutor(workers, name)
             for name, workers in (("decode", threads), ("predict", max(threads, 2)), ("embed", threads))
         ]
-        # The stubs do not know this submodule.
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server = self._grpc_server()
         self._store = self._register(self._server)
         self._ready = True
@@ -100,7 +98,12 @@ class InferenceServer:
         limits = Limits(settings.max_images, settings.max_pixels)
         predictor = Predictor(decode_pool, run_pool, rule, limits, metrics)
 
-        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionServicer(store, predictor), server)
+        self._feedback = FeedbackRecorder(store, Journal(settings.feedback_dir), metrics)
+        self._health = Health(_SERVICES, lambda: store.answering, store.changes)
+
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionServicer(store, predictor, self._feedback), server
+        )
         pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(
             PoolScoringServicer(store, Scorer(folders, embedder, metrics)), server
         )
@@ -112,8 +115,6 @@ class InferenceServer:
     async def start(self) -> None:
         """Serving when it returns: what is promoted is loaded. Raises Conflict when a port is taken."""
         settings = self._settings
-        for service in (READINESS, *_SERVICES):
-            await self._health.set(service, _NOT_SERVING)
         self.metrics_port = self._start_metrics()
         self.grpc_port = _bind(self._server, settings.grpc_host, settings.grpc_port)
         await self._server.start()
@@ -130,16 +131,19 @@ class InferenceServer:
     async def stop(self, lame_duck_seconds: float = 0.0, hurry: asyncio.Event | None = None) -> None:
         """Not ready at once, serving on for the lame-duck time, then done when the running calls are."""
         log.info("draining", lame_duck_seconds=lame_duck_seconds, grace_seconds=self._settings.grace_seconds)
-        await self._health.enter_graceful_shutdown()
+        self._health.leave()
         with suppress(TimeoutError):
             async with asyncio.timeout(lame_duck_seconds):
                 await (hurry or asyncio.Event()).wait()
+        # Watching has no end of its own: the drain would wait for it until the grace is over.
+        self._store.changes.end()
         await self._server.stop(self._settings.grace_seconds)
         if self._polling:
             self._polling.cancel()
             with suppress(asyncio.CancelledError):
                 await self._polling
         self._close_metrics()
+        self._feedback.close()
         for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
@@ -159,8 +163,7 @@ class InferenceServer:
         if not ready and self._ready:
             log.error("device_missing", wanted=CUDA, consequence="not ready; set INFERENCE_DEVICE=auto to use the CPU")
         self._ready = ready
-        for service in (READINESS, *_SERVICES):
-            await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+        self._health.set_ready(ready)
 
     def _start_metrics(self) -> int:
         host, port = self._settings.metrics_host, self._settings.metrics_port

@@ -18,27 +18,43 @@ from services.common.pb import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
+from services.common.samples import sample_id
 from services.inference.batcher import NORMAL
 from services.inference.embedding import Progress
+from services.inference.feedback import FeedbackRecorder, Told
 from services.inference.model import Model
 from services.inference.predicting import Answer, Predictor, Query, Raw
+from services.inference.prediction_ids import prediction_ids
 from services.inference.scoring import PoolQuery, Scorer, Scores
 from services.inference.store import Description, ModelStore
+from services.inference.watching import Seen, watch
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+# Hashed on the event loop, at about 1 GB a second; more than this in a thread.
+_INLINE_HASH_BYTES = 256 * 1024
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, store: ModelStore, predictor: Predictor) -> None:
+    def __init__(self, store: ModelStore, predictor: Predictor, feedback: FeedbackRecorder) -> None:
         self._store = store
         self._predictor = predictor
+        self._feedback = feedback
 
     async def Predict(
         self, request: prediction_pb2.PredictRequest, context: _Context
     ) -> prediction_pb2.PredictResponse:
         async with self._store.lease(request.model, request.version) as model:
             answer = await self._predictor.predict(model, _query(request, context))
-            return _prediction(model, answer, request)
+            response = _prediction(model, answer, request)
+            if request.with_feedback_id:
+                await _add_ids(response, model, answer, request)
+            return response
+
+    async def Feedback(
+        self, request: prediction_pb2.FeedbackRequest, _context: _Context
+    ) -> prediction_pb2.FeedbackResponse:
+        done = await self._feedback.record([_told(i, item) for i, item in enumerate(request.items)])
+        return prediction_pb2.FeedbackResponse(recorded=done.recorded, repeats=done.repeats)
 
 
 class PoolScoringServicer(pool_scoring_pb2_grpc.PoolScoringServiceServicer):
@@ -93,6 +109,13 @@ class ModelRegistryServicer(model_registry_pb2_grpc.ModelRegistryServiceServicer
         described = await self._store.describe_all()
         return model_registry_pb2.ListModelsResponse(models=map(_model, described))
 
+    async def WatchModel(
+        self, request: model_registry_pb2.WatchModelRequest, _context: _Context
+    ) -> AsyncIterator[model_registry_pb2.Model]:
+        async with aclosing(watch(self._store, request.model)) as changes:
+            async for seen in changes:
+                yield _seen(seen)
+
 
 def _query(request: prediction_pb2.PredictRequest, context: _Context) -> Query:
     remaining = context.time_remaining()
@@ -126,6 +149,30 @@ def _prediction(model: Model, answer: Answer, request: prediction_pb2.PredictReq
     return prediction_pb2.PredictResponse(
         model=facts.campaign, version=facts.version, round=facts.round, predictions=predictions
     )
+
+
+async def _add_ids(
+    response: prediction_pb2.PredictResponse, model: Model, answer: Answer, request: prediction_pb2.PredictRequest
+) -> None:
+    encoded = request.encoded.images
+    if sum(map(len, encoded)) > _INLINE_HASH_BYTES:
+        samples = await asyncio.to_thread(lambda: [sample_id(image) for image in encoded])
+    else:
+        samples = [sample_id(image) for image in encoded]
+    ids = prediction_ids(model.manifest, answer.outputs.probabilities.argmax(axis=1), samples)
+    for prediction, given in zip(response.predictions, ids, strict=True):
+        prediction.prediction_id = given
+
+
+def _told(index: int, item: prediction_pb2.FeedbackItem) -> Told:
+    kind = item.WhichOneof("truth")
+    if kind is None:
+        raise BadRequest(f"item {index}: no true class; set `label` or `class_index`")
+    return Told(item.prediction_id, item.label if kind == "label" else item.class_index, item.annotator)
+
+
+def _seen(seen: Seen) -> model_registry_pb2.Model:
+    return _model(seen.description) if seen.description else model_registry_pb2.Model(name=seen.campaign)
 
 
 def _score_event(model: Model, event: Progress | Scores) -> pool_scoring_pb2.ScorePoolResponse:

@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     registry_dir: Path = Path(".querent/registry")
     sources_dir: Path = Path(".querent/sources")
     embeddings_dir: Path = Path(".querent/embeddings")
+    # This replica's journals; the trainer imports them by an explicit command.
+    feedback_dir: Path = Path(".querent/feedback")
     data_dir: Path = Field(default_factory=_default_data_dir, validation_alias="QUERENT_DATA_DIR")
 
     # Campaigns to serve, separated by commas; empty: all in the registry.

@@ -5,7 +5,7 @@ published version is loaded when somebody asks for it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from services.common.errors import (
 )
 from services.common.manifest import Manifest
 from services.common.registry import Registry
+from services.inference.changes import Changes
 from services.inference.loading import Key, Loader
 from services.inference.memory import LoadedModels
 from services.inference.model import Model
@@ -51,6 +52,10 @@ class ModelStore:
         # Campaign -> the version that answers, and the one that its file `current` names.
         self._active: dict[str, int] = {}
         self._promoted: dict[str, int] = {}
+        # Every campaign that is served, and the version that answers: 0 while none does.
+        self.answering: Mapping[str, int] = {}
+        # Told after each change of `answering`.
+        self.changes = Changes()
         self._look = asyncio.Lock()
 
     # ---- handing out ---------------------------------------------------------------------------------
@@ -141,7 +146,7 @@ class ModelStore:
             await self._loaded.tidy()
             await self._loaded.forget_replaced()
             try:
-                promoted = await asyncio.to_thread(self._read_promoted)
+                campaigns, promoted = await asyncio.to_thread(self._read_promoted)
             except OSError as error:
                 # A network file system that is away for a moment must not empty this replica.
                 log.warning("registry_unreadable", error=str(error), consequence="what is loaded serves on")
@@ -150,17 +155,27 @@ class ModelStore:
             for name, version in promoted.items():
                 if self._active.get(name) != version:
                     await self._follow(name, version)
+                    # Now, not after the others: loading those may take seconds.
+                    self._tell(campaigns)
             for name in set(self._active) - set(promoted):
                 self._loaded.retire((name, self._active.pop(name)))
+            self._tell(campaigns)
 
-    def _read_promoted(self) -> dict[str, int]:
-        """Campaign -> promoted version, the last promoted first. Raises OSError."""
+    def _tell(self, campaigns: Collection[str]) -> None:
+        answering = {name: self._active.get(name, 0) for name in campaigns}
+        if answering != self.answering:
+            self.answering = answering
+            self.changes.tell()
+
+    def _read_promoted(self) -> tuple[list[str], dict[str, int]]:
+        """All campaigns; and campaign -> promoted version, the last promoted first. Raises OSError."""
         if not self._registry.root.is_dir():
             if self._active:
                 raise FileNotFoundError(f"{self._registry.root} is gone")
-            return {}
+            return [], {}
+        campaigns = self._campaigns()
         promoted: dict[str, tuple[float, int]] = {}
-        for name in self._campaigns():
+        for name in campaigns:
             try:
                 version = self._registry.current(name)
                 when = (self._registry.root / name / "current").stat().st_mtime if version else 0.0
@@ -176,7 +191,7 @@ class ModelStore:
             if version:
                 promoted[name] = when, version
         newest_first = sorted(promoted.items(), key=lambda item: -item[1][0])
-        return {name: version for name, (_, version) in newest_first}
+        return campaigns, {name: version for name, (_, version) in newest_first}
 
     async def _follow(self, name: str, version: int) -> None:
         """Let `version` answer. Loaded and warm before the old one goes: never a moment without a model."""

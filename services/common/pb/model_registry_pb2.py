@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fquerent/v1/model_registry.proto\x12\nquerent.v1\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.querent.v1.Model\"\xbf\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x17\n\x0f\x63urrent_version\x18\x04 \x01(\x03\x12\x1a\n\x12published_versions\x18\x05 \x03(\x03\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12\x14\n\x0cinput_height\x18\x07 \x01(\r\x12\x13\n\x0binput_width\x18\x08 \x01(\r\x12\x10\n\x08\x62\x61\x63kbone\x18\t \x01(\t\x12\x0c\n\x04head\x18\n \x01(\t\x12\x0f\n\x07members\x18\x0b \x01(\r\x12\x13\n\x0btemperature\x18\x0c \x01(\x01\x12\x16\n\x0e\x65mbedding_size\x18\r \x01(\r\x12\x14\n\x0c\x65mbedding_id\x18\x0e \x01(\t\x12\x13\n\x0blabels_used\x18\x0f \x01(\r\x12\x38\n\x0ctest_metrics\x18\x10 \x03(\x0b\x32\".querent.v1.Model.TestMetricsEntry\x12\x0e\n\x06loaded\x18\x11 \x01(\x08\x12\x10\n\x08provider\x18\x12 \x01(\t\x1a\x32\n\x10TestMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\x9f\x01\n\x14ModelRegistryService\x12:\n\x08GetModel\x12\x1b.querent.v1.GetModelRequest\x1a\x11.querent.v1.Model\x12K\n\nListModels\x12\x1d.querent.v1.ListModelsRequest\x1a\x1e.querent.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fquerent/v1/model_registry.proto\x12\nquerent.v1\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x13\n\x11ListModelsRequest\"\"\n\x11WatchModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.querent.v1.Model\"\xbf\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12\x17\n\x0f\x63urrent_version\x18\x04 \x01(\x03\x12\x1a\n\x12published_versions\x18\x05 \x03(\x03\x12\x0f\n\x07\x63lasses\x18\x06 \x03(\t\x12\x14\n\x0cinput_height\x18\x07 \x01(\r\x12\x13\n\x0binput_width\x18\x08 \x01(\r\x12\x10\n\x08\x62\x61\x63kbone\x18\t \x01(\t\x12\x0c\n\x04head\x18\n \x01(\t\x12\x0f\n\x07members\x18\x0b \x01(\r\x12\x13\n\x0btemperature\x18\x0c \x01(\x01\x12\x16\n\x0e\x65mbedding_size\x18\r \x01(\r\x12\x14\n\x0c\x65mbedding_id\x18\x0e \x01(\t\x12\x13\n\x0blabels_used\x18\x0f \x01(\r\x12\x38\n\x0ctest_metrics\x18\x10 \x03(\x0b\x32\".querent.v1.Model.TestMetricsEntry\x12\x0e\n\x06loaded\x18\x11 \x01(\x08\x12\x10\n\x08provider\x18\x12 \x01(\t\x1a\x32\n\x10TestMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xe1\x01\n\x14ModelRegistryService\x12:\n\x08GetModel\x12\x1b.querent.v1.GetModelRequest\x1a\x11.querent.v1.Model\x12K\n\nListModels\x12\x1d.querent.v1.ListModelsRequest\x1a\x1e.querent.v1.ListModelsResponse\x12@\n\nWatchModel\x12\x1d.querent.v1.WatchModelRequest\x1a\x11.querent.v1.Model0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_end=96
   _globals['_LISTMODELSREQUEST']._serialized_start=98
   _globals['_LISTMODELSREQUEST']._serialized_end=117
-  _globals['_LISTMODELSRESPONSE']._serialized_start=119
-  _globals['_LISTMODELSRESPONSE']._serialized_end=174
-  _globals['_MODEL']._serialized_start=177
-  _globals['_MODEL']._serialized_end=624
-  _globals['_MODEL_TESTMETRICSENTRY']._serialized_start=574
-  _globals['_MODEL_TESTMETRICSENTRY']._serialized_end=624
-  _globals['_MODELREGISTRYSERVICE']._serialized_start=627
-  _globals['_MODELREGISTRYSERVICE']._serialized_end=786
+  _globals['_WATCHMODELREQUEST']._serialized_start=119
+  _globals['_WATCHMODELREQUEST']._serialized_end=153
+  _globals['_LISTMODELSRESPONSE']._serialized_start=155
+  _globals['_LISTMODELSRESPONSE']._serialized_end=210
+  _globals['_MODEL']._serialized_start=213
+  _globals['_MODEL']._serialized_end=660
+  _globals['_MODEL_TESTMETRICSENTRY']._serialized_start=610
+  _globals['_MODEL_TESTMETRICSENTRY']._serialized_end=660
+  _globals['_MODELREGISTRYSERVICE']._serialized_start=663
+  _globals['_MODELREGISTRYSERVICE']._serialized_end=888
 # @@protoc_insertion_point(module_scope)

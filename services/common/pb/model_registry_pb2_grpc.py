@@ -44,6 +44,11 @@ class ModelRegistryServiceStub(object):
                 request_serializer=querent_dot_v1_dot_model__registry__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=querent_dot_v1_dot_model__registry__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.WatchModel = channel.unary_stream(
+                '/querent.v1.ModelRegistryService/WatchModel',
+                request_serializer=querent_dot_v1_dot_model__registry__pb2.WatchModelRequest.SerializeToString,
+                response_deserializer=querent_dot_v1_dot_model__registry__pb2.Model.FromString,
+                _registered_method=True)
 
 
 class ModelRegistryServiceServicer(object):
@@ -61,6 +66,14 @@ class ModelRegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchModel(self, request, context):
+        """The model as it is now, then again whenever another version answers. Ends when the caller ends it, with
+        NOT_FOUND when the campaign is deleted, and with UNAVAILABLE when the replica shuts down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelRegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +86,11 @@ def add_ModelRegistryServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=querent_dot_v1_dot_model__registry__pb2.ListModelsRequest.FromString,
                     response_serializer=querent_dot_v1_dot_model__registry__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'WatchModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModel,
+                    request_deserializer=querent_dot_v1_dot_model__registry__pb2.WatchModelRequest.FromString,
+                    response_serializer=querent_dot_v1_dot_model__registry__pb2.Model.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +147,33 @@ class ModelRegistryService(object):
             '/querent.v1.ModelRegistryService/ListModels',
             querent_dot_v1_dot_model__registry__pb2.ListModelsRequest.SerializeToString,
             querent_dot_v1_dot_model__registry__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/querent.v1.ModelRegistryService/WatchModel',
+            querent_dot_v1_dot_model__registry__pb2.WatchModelRequest.SerializeToString,
+            querent_dot_v1_dot_model__registry__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,20 @@ class ModelRegistryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelRegistryServiceAsyncStub: ...
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_registry_pb2.GetModelRequest, _model_registry_pb2.Model]
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_registry_pb2.ListModelsRequest, _model_registry_pb2.ListModelsResponse]
+    WatchModel: _grpc.UnaryStreamMultiCallable[_model_registry_pb2.WatchModelRequest, _model_registry_pb2.Model]
+    """The model as it is now, then again whenever another version answers. Ends when the caller ends it, with
+    NOT_FOUND when the campaign is deleted, and with UNAVAILABLE when the replica shuts down.
+    """
 
 @_typing.type_check_only
 class ModelRegistryServiceAsyncStub(ModelRegistryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_model_registry_pb2.GetModelRequest, _model_registry_pb2.Model]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_model_registry_pb2.ListModelsRequest, _model_registry_pb2.ListModelsResponse]  # type: ignore[assignment]
+    WatchModel: _aio.UnaryStreamMultiCallable[_model_registry_pb2.WatchModelRequest, _model_registry_pb2.Model]  # type: ignore[assignment]
+    """The model as it is now, then again whenever another version answers. Ends when the caller ends it, with
+    NOT_FOUND when the campaign is deleted, and with UNAVAILABLE when the replica shuts down.
+    """
 
 class ModelRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +62,15 @@ class ModelRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_registry_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_registry_pb2.ListModelsResponse, _abc.Awaitable[_model_registry_pb2.ListModelsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchModel(
+        self,
+        request: _model_registry_pb2.WatchModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_registry_pb2.Model], _abc.AsyncIterator[_model_registry_pb2.Model]]:
+        """The model as it is now, then again whenever another version answers. Ends when the caller ends it, with
+        NOT_FOUND when the campaign is deleted, and with UNAVAILABLE when the replica shuts down.
+        """
 
 def add_ModelRegistryServiceServicer_to_server(servicer: ModelRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

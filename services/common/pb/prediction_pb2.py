@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bquerent/v1/prediction.proto\x12\nquerent.v1\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"G\n\tRawImages\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\"\xdb\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12,\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x19.querent.v1.EncodedImagesH\x00\x12$\n\x03raw\x18\x04 \x01(\x0b\x32\x15.querent.v1.RawImagesH\x00\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x13\n\x0b\x61\x63quisition\x18\x06 \x01(\t\x12\x16\n\x0ewith_embedding\x18\x07 \x01(\x08\x12\x10\n\x08priority\x18\x08 \x01(\rB\x07\n\x05input\"E\n\x10\x43lassProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"x\n\nPrediction\x12-\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x1c.querent.v1.ClassProbability\x12\x18\n\x0buncertainty\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tembedding\x18\x03 \x03(\x02\x42\x0e\n\x0c_uncertainty\"m\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12+\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x16.querent.v1.Prediction2W\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.querent.v1.PredictRequest\x1a\x1b.querent.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bquerent/v1/prediction.proto\x12\nquerent.v1\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"G\n\tRawImages\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\"\xf5\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12,\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x19.querent.v1.EncodedImagesH\x00\x12$\n\x03raw\x18\x04 \x01(\x0b\x32\x15.querent.v1.RawImagesH\x00\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x13\n\x0b\x61\x63quisition\x18\x06 \x01(\t\x12\x16\n\x0ewith_embedding\x18\x07 \x01(\x08\x12\x10\n\x08priority\x18\x08 \x01(\r\x12\x18\n\x10with_feedback_id\x18\t \x01(\x08\x42\x07\n\x05input\"E\n\x10\x43lassProbability\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"\x8f\x01\n\nPrediction\x12-\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x1c.querent.v1.ClassProbability\x12\x18\n\x0buncertainty\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\tembedding\x18\x03 \x03(\x02\x12\x15\n\rprediction_id\x18\x04 \x01(\tB\x0e\n\x0c_uncertainty\"m\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05round\x18\x03 \x01(\x05\x12+\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x16.querent.v1.Prediction\"i\n\x0c\x46\x65\x65\x64\x62\x61\x63kItem\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x0f\n\x05label\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x63lass_index\x18\x03 \x01(\rH\x00\x12\x11\n\tannotator\x18\x04 \x01(\tB\x07\n\x05truth\":\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.querent.v1.FeedbackItem\"5\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12\x10\n\x08recorded\x18\x01 \x01(\r\x12\x0f\n\x07repeats\x18\x02 \x01(\r2\x9e\x01\n\x11PredictionService\x12\x42\n\x07Predict\x12\x1a.querent.v1.PredictRequest\x1a\x1b.querent.v1.PredictResponse\x12\x45\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12\x1b.querent.v1.FeedbackRequest\x1a\x1c.querent.v1.FeedbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RAWIMAGES']._serialized_start=76
   _globals['_RAWIMAGES']._serialized_end=147
   _globals['_PREDICTREQUEST']._serialized_start=150
-  _globals['_PREDICTREQUEST']._serialized_end=369
-  _globals['_CLASSPROBABILITY']._serialized_start=371
-  _globals['_CLASSPROBABILITY']._serialized_end=440
-  _globals['_PREDICTION']._serialized_start=442
-  _globals['_PREDICTION']._serialized_end=562
-  _globals['_PREDICTRESPONSE']._serialized_start=564
-  _globals['_PREDICTRESPONSE']._serialized_end=673
-  _globals['_PREDICTIONSERVICE']._serialized_start=675
-  _globals['_PREDICTIONSERVICE']._serialized_end=762
+  _globals['_PREDICTREQUEST']._serialized_end=395
+  _globals['_CLASSPROBABILITY']._serialized_start=397
+  _globals['_CLASSPROBABILITY']._serialized_end=466
+  _globals['_PREDICTION']._serialized_start=469
+  _globals['_PREDICTION']._serialized_end=612
+  _globals['_PREDICTRESPONSE']._serialized_start=614
+  _globals['_PREDICTRESPONSE']._serialized_end=723
+  _globals['_FEEDBACKITEM']._serialized_start=725
+  _globals['_FEEDBACKITEM']._serialized_end=830
+  _globals['_FEEDBACKREQUEST']._serialized_start=832
+  _globals['_FEEDBACKREQUEST']._serialized_end=890
+  _globals['_FEEDBACKRESPONSE']._serialized_start=892
+  _globals['_FEEDBACKRESPONSE']._serialized_end=945
+  _globals['_PREDICTIONSERVICE']._serialized_start=948
+  _globals['_PREDICTIONSERVICE']._serialized_end=1106
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,7 @@ class PredictRequest(_message.Message):
     ACQUISITION_FIELD_NUMBER: _builtins.int
     WITH_EMBEDDING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    WITH_FEEDBACK_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The campaign whose model answers. May stay empty while exactly one model is served."""
     version: _builtins.int
@@ -93,6 +94,8 @@ class PredictRequest(_message.Message):
     with_embedding: _builtins.bool
     priority: _builtins.int
     """1: before the others, 2: normal, 3: after the others; 0 stands for 2."""
+    with_feedback_id: _builtins.bool
+    """Give each prediction an id with which Feedback can refer to it later."""
     @_builtins.property
     def encoded(self) -> Global___EncodedImages: ...
     @_builtins.property
@@ -108,10 +111,11 @@ class PredictRequest(_message.Message):
         acquisition: _builtins.str = ...,
         with_embedding: _builtins.bool = ...,
         priority: _builtins.int = ...,
+        with_feedback_id: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["encoded", b"encoded", "input", b"input", "raw", b"raw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "encoded", b"encoded", "input", b"input", "model", b"model", "priority", b"priority", "raw", b"raw", "top_k", b"top_k", "version", b"version", "with_embedding", b"with_embedding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acquisition", b"acquisition", "encoded", b"encoded", "input", b"input", "model", b"model", "priority", b"priority", "raw", b"raw", "top_k", b"top_k", "version", b"version", "with_embedding", b"with_embedding", "with_feedback_id", b"with_feedback_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -151,7 +155,10 @@ class Prediction(_message.Message):
     CLASSES_FIELD_NUMBER: _builtins.int
     UNCERTAINTY_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
     uncertainty: _builtins.float
+    prediction_id: _builtins.str
+    """Opaque, URL-safe, understood by every replica; empty unless asked for."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassProbability]: ...
     @_builtins.property
@@ -162,10 +169,11 @@ class Prediction(_message.Message):
         classes: _abc.Iterable[Global___ClassProbability] | None = ...,
         uncertainty: _builtins.float | None = ...,
         embedding: _abc.Iterable[_builtins.float] | None = ...,
+        prediction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_uncertainty", b"_uncertainty", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uncertainty", b"_uncertainty", "classes", b"classes", "embedding", b"embedding", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_uncertainty", b"_uncertainty", "classes", b"classes", "embedding", b"embedding", "prediction_id", b"prediction_id", "uncertainty", b"uncertainty"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__uncertainty: _TypeAlias = _typing.Literal["uncertainty"]  # noqa: Y015
     _WhichOneofArgType__uncertainty: _TypeAlias = _typing.Literal["_uncertainty", b"_uncertainty"]  # noqa: Y015
@@ -202,3 +210,79 @@ class PredictResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class FeedbackItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    CLASS_INDEX_FIELD_NUMBER: _builtins.int
+    ANNOTATOR_FIELD_NUMBER: _builtins.int
+    prediction_id: _builtins.str
+    """From a Prediction, unchanged."""
+    label: _builtins.str
+    class_index: _builtins.int
+    annotator: _builtins.str
+    """Who says so; at most 128 characters, may stay empty."""
+    def __init__(
+        self,
+        *,
+        prediction_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        class_index: _builtins.int = ...,
+        annotator: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["class_index", b"class_index", "label", b"label", "truth", b"truth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotator", b"annotator", "class_index", b"class_index", "label", b"label", "prediction_id", b"prediction_id", "truth", b"truth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_truth: _TypeAlias = _typing.Literal["label", "class_index"]  # noqa: Y015
+    _WhichOneofArgType_truth: _TypeAlias = _typing.Literal["truth", b"truth"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_truth) -> _WhichOneofReturnType_truth | None: ...
+
+Global___FeedbackItem: _TypeAlias = FeedbackItem  # noqa: Y015
+
+@_typing.final
+class FeedbackRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeedbackItem]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___FeedbackItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeedbackRequest: _TypeAlias = FeedbackRequest  # noqa: Y015
+
+@_typing.final
+class FeedbackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDED_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
+    recorded: _builtins.int
+    """Items in the journal: all that were sent."""
+    repeats: _builtins.int
+    """Those of them whose prediction this replica had heard of before: kept, and not counted again."""
+    def __init__(
+        self,
+        *,
+        recorded: _builtins.int = ...,
+        repeats: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recorded", b"recorded", "repeats", b"repeats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeedbackResponse: _TypeAlias = FeedbackResponse  # noqa: Y015

@@ -39,6 +39,11 @@ class PredictionServiceStub(object):
                 request_serializer=querent_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
                 response_deserializer=querent_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/querent.v1.PredictionService/Feedback',
+                request_serializer=querent_dot_v1_dot_prediction__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=querent_dot_v1_dot_prediction__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionServiceServicer(object):
@@ -51,6 +56,13 @@ class PredictionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """The true classes of earlier predictions: kept durably before the answer comes, all of them or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_PredictionServiceServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=querent_dot_v1_dot_prediction__pb2.PredictRequest.FromString,
                     response_serializer=querent_dot_v1_dot_prediction__pb2.PredictResponse.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=querent_dot_v1_dot_prediction__pb2.FeedbackRequest.FromString,
+                    response_serializer=querent_dot_v1_dot_prediction__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class PredictionService(object):
             '/querent.v1.PredictionService/Predict',
             querent_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
             querent_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/querent.v1.PredictionService/Feedback',
+            querent_dot_v1_dot_prediction__pb2.FeedbackRequest.SerializeToString,
+            querent_dot_v1_dot_prediction__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,16 @@ class PredictionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PredictionServiceAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]
     """Classes and probabilities for one or many images."""
+    Feedback: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.FeedbackRequest, _prediction_pb2.FeedbackResponse]
+    """The true classes of earlier predictions: kept durably before the answer comes, all of them or none."""
 
 @_typing.type_check_only
 class PredictionServiceAsyncStub(PredictionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]  # type: ignore[assignment]
     """Classes and probabilities for one or many images."""
+    Feedback: _aio.UnaryUnaryMultiCallable[_prediction_pb2.FeedbackRequest, _prediction_pb2.FeedbackResponse]  # type: ignore[assignment]
+    """The true classes of earlier predictions: kept durably before the answer comes, all of them or none."""
 
 class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -48,5 +52,13 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.PredictResponse, _abc.Awaitable[_prediction_pb2.PredictResponse]]:
         """Classes and probabilities for one or many images."""
+
+    @_abc_1.abstractmethod
+    def Feedback(
+        self,
+        request: _prediction_pb2.FeedbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.FeedbackResponse, _abc.Awaitable[_prediction_pb2.FeedbackResponse]]:
+        """The true classes of earlier predictions: kept durably before the answer comes, all of them or none."""
 
 def add_PredictionServiceServicer_to_server(servicer: PredictionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

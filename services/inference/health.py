@@ -1,0 +1,65 @@
+"""grpc.health.v1 for the process, its services and each campaign.
+
+Our own servicer, because grpcio's forgets every other watcher of a service when one of them leaves, and one slow
+watcher of a service holds up the others.
+"""
+
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.inference.changes import Changes
+
+READINESS = "readiness"
+_Response = health_pb2.HealthCheckResponse
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
+    """`answering`: campaign -> the version that answers, 0 while none does; looked at whenever somebody asks."""
+
+    def __init__(self, services: Collection[str], answering: Callable[[], Mapping[str, int]], changes: Changes) -> None:
+        self._services = frozenset((READINESS, *services))
+        self._answering = answering
+        self._changes = changes
+        self._ready = False
+        self._leaving = False
+
+    def set_ready(self, ready: bool) -> None:
+        if ready != self._ready:
+            self._ready = ready
+            self._changes.tell()
+
+    def leave(self) -> None:
+        """Everything is NOT_SERVING from now on, whatever comes."""
+        self._leaving = True
+        self._changes.tell()
+
+    def status(self, service: str) -> int:
+        """A status of HealthCheckResponse; SERVICE_UNKNOWN for a name that is not served here."""
+        answering = self._answering()
+        if service and service not in self._services and service not in answering:
+            return int(_Response.SERVICE_UNKNOWN)
+        # The process itself lives whether or not it is ready for work.
+        up = not service or (self._ready and (service in self._services or answering[service] > 0))
+        return int(_Response.SERVING if up and not self._leaving else _Response.NOT_SERVING)
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> health_pb2.HealthCheckResponse:
+        status = self.status(request.service)
+        if status == _Response.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service or campaign {request.service[:100]!r} here")
+        return _Response(status=status)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, _context: _Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        last = None
+        while not self._changes.ended:
+            change = self._changes.next
+            status = self.status(request.service)
+            if status != last:
+                last = status
+                yield _Response(status=status)
+            await change.wait()

@@ -1,0 +1,50 @@
+"""WatchModel: what answers now, and again whenever another version does."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import structlog
+
+from services.common.errors import DamagedArtefact, ModelNotReady, NotFound, Unavailable
+from services.inference.store import Description, ModelStore
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Seen:
+    campaign: str
+    # None: the campaign is gone, or has nothing yet that could be described.
+    description: Description | None
+
+
+async def watch(store: ModelStore, name: str = "") -> AsyncGenerator[Seen, None]:
+    """One campaign, or all with name "". Raises NotFound for a campaign that is not there or goes, Unavailable at
+    the replica's end. Changes that come faster than the caller reads are one.
+    """
+    told: dict[str, int] = {}
+    await store.sync()
+    while not store.changes.ended:
+        change = store.changes.next
+        answering = store.answering if not name else {n: v for n, v in store.answering.items() if n == name}
+        if name and name not in answering:
+            raise NotFound(f"no model {name!r} is served here; `ListModels` names those that are")
+        for campaign in sorted(told.keys() - answering.keys()):
+            yield Seen(campaign, None)
+        for campaign, version in answering.items():
+            if told.get(campaign) != version:
+                yield Seen(campaign, await _described(store, campaign, version))
+        told = dict(answering)
+        await change.wait()
+    raise Unavailable("this replica is shutting down; watch another one")
+
+
+async def _described(store: ModelStore, campaign: str, version: int) -> Description | None:
+    try:
+        return await store.describe(campaign, version)
+    except ModelNotReady:
+        return None
+    except (NotFound, DamagedArtefact) as error:
+        # Replaced or deleted between the look at it and now: the next change tells.
+        log.warning("watched_model_not_described", model=campaign, version=version, error=str(error))
+        return None
