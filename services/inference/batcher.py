@@ -40,7 +40,6 @@ class _Waiting:
     arrived: float
     # On the loop's clock; inf when the caller waits for ever.
     deadline: float
-    priority: int
 
 
 class MicroBatcher:
@@ -88,7 +87,7 @@ class MicroBatcher:
 
     def _enqueue(self, images: np.ndarray, deadline: float, priority: int) -> "asyncio.Future[Outputs]":
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(images, loop.create_future(), loop.time(), deadline, priority)
+        waiting = _Waiting(images, loop.create_future(), loop.time(), deadline)
         self._waiting[priority].append(waiting)
         self._images += len(images)
         self._statistics.pending += 1
