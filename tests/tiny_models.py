@@ -350,12 +350,17 @@ class Folders:
     def embeddings_dir(self) -> Path:
         return self.root / "embeddings"
 
+    @property
+    def feedback_dir(self) -> Path:
+        return self.root / "feedback"
+
     def environment(self) -> dict[str, str]:
         """INFERENCE_* for these folders, with free ports and no waiting at the end."""
         return {
             "INFERENCE_REGISTRY_DIR": str(self.registry.root),
             "INFERENCE_SOURCES_DIR": str(self.sources_dir),
             "INFERENCE_EMBEDDINGS_DIR": str(self.embeddings_dir),
+            "INFERENCE_FEEDBACK_DIR": str(self.feedback_dir),
             "QUERENT_DATA_DIR": str(self.data_dir),
             "INFERENCE_GRPC_PORT": "0",
             "INFERENCE_METRICS_PORT": "0",

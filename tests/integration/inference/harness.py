@@ -39,6 +39,7 @@ def settings(folders: Folders, **changes: object) -> Settings:
         "registry_dir": folders.registry.root,
         "sources_dir": folders.sources_dir,
         "embeddings_dir": folders.embeddings_dir,
+        "feedback_dir": folders.feedback_dir,
         "QUERENT_DATA_DIR": folders.data_dir,
         "grpc_port": 0,
         "metrics_port": 0,
