@@ -29,15 +29,14 @@ from services.trainer.campaign import Campaign
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.config import CampaignConfig, load_config
 from services.trainer.database import open_database
-from services.trainer.export import OnnxExporter
-from services.trainer.learners import make_learner
-from services.trainer.learning import FittedModel, Learner, SilentWatch, VersionFacts, Watch
+from services.trainer.learning import FittedModel, SilentWatch, VersionFacts, Watch
 from services.trainer.leases import LeaseStore
 from services.trainer.oracle import SimulatedOracle, read_truth
 from services.trainer.pool_scorer import GrpcPoolScorer, Version
 from services.trainer.rounds import RoundRunner, Tools
 from services.trainer.settings import Settings
 from services.trainer.sources import make_source
+from tests.bench.backbone import CAMPAIGN, learner, publish_backbone
 from tests.fakes import FakeExporter, FakePool
 
 CONFIG = Path("examples/cifar10-vgg16.yaml")
@@ -84,12 +83,7 @@ def embed(config: CampaignConfig, source: Source, samples: SampleStore, settings
         Supervisor(Path(folder) / "logs") as children,
     ):
         registry = Registry(Path(folder) / "registry")
-        model = learner(config, source, samples, settings, {}).initial_model(len(source.classes), SilentWatch())
-        registry.create_campaign("bench-1", source.classes)
-        staged = registry.staging_dir()
-        exporter = OnnxExporter(lambda: samples.images(sorted(ids)[:256]), samples.images, settings.thread_count)
-        exporter.stage(model, VersionFacts("bench-1", 1, 0, source.classes, 0, {}), {}, staged, SilentWatch())
-        registry.publish(staged, "bench-1", 1)
+        publish_backbone(registry, config, source, samples, settings)
         ports = Ports(*choose((8001, 8002, 8003)))
         environment = {
             **os.environ,
@@ -108,24 +102,9 @@ def embed(config: CampaignConfig, source: Source, samples: SampleStore, settings
                 def progress(self, phase: str, done: int, total: int) -> None:
                     bars.update(bar, completed=done)
 
-            rows = scorer.embeddings(Version("bench-1", 1, source.source_id), ids, Watching())
+            rows = scorer.embeddings(Version(CAMPAIGN, 1, source.source_id), ids, Watching())
         scorer.close()
     return dict(zip(ids, rows, strict=True))
-
-
-def learner(
-    config: CampaignConfig, source: Source, samples: SampleStore, settings: Settings, embeddings: dict[str, np.ndarray]
-) -> Learner:
-    return make_learner(
-        config,
-        source_height=source.height,
-        source_width=source.width,
-        weights_dir=settings.weights_dir,
-        cache_dir=settings.cache_dir,
-        embeddings=lambda ids: np.stack([embeddings[i] for i in ids]),
-        images=samples.images,
-        threads=settings.thread_count,
-    )
 
 
 def run_campaign(
