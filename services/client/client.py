@@ -3,7 +3,7 @@
     with QuerentClient("127.0.0.1:8001") as querent:
         print(querent.predict(["cat.jpg"]).predictions[0].label)
 
-Statuses become the errors of `services.common.errors`; every call has a deadline.
+Statuses become the errors of `services.common.errors`; every call has a deadline, except `watch_model`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
