@@ -57,14 +57,17 @@ lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 	$(BIN)/python scripts/lock.py $(TORCH)
 
 ##@ Measure it
-.PHONY: bench bench-accuracy bench-serving
-bench: bench-accuracy bench-serving ## Every benchmark
+.PHONY: bench bench-accuracy bench-serving bench-pool
+bench: bench-accuracy bench-serving bench-pool ## Every benchmark
 
 bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
 	$(BIN)/python -m tests.bench.accuracy --csv docs/benchmarks/vgg16-accuracy.csv
 
 bench-serving: $(DEV_VENV) ## The service against onnxruntime in a plain loop, on one core (needs CIFAR-10, two cores)
 	$(BIN)/python -m tests.bench.serving --csv docs/benchmarks/serving.csv
+
+bench-pool: $(DEV_VENV) ## ScorePool over a million stored embeddings, and cold (3 GB of disk; cold needs CIFAR-10)
+	$(BIN)/python -m tests.bench.bench_pool --csv docs/benchmarks/pool.csv
 
 ##@ Tidy up
 .PHONY: clean clean-state help

@@ -12,6 +12,7 @@ from typing import Self
 import grpc
 import numpy as np
 
+from services.client.channel import open_aio_channel
 from services.client.messages import (
     DEFAULT_ADDRESS,
     Feedback,
@@ -19,7 +20,6 @@ from services.client.messages import (
     OnProgress,
     PoolScores,
     Predictions,
-    channel_options,
     error_of,
     feedback_request,
     pool_scores,
@@ -27,6 +27,7 @@ from services.client.messages import (
     predictions_of,
     tell,
 )
+from services.common.access import Access
 from services.common.errors import QuerentError
 from services.common.pb import (
     model_registry_pb2,
@@ -40,12 +41,20 @@ from services.common.pb import (
 class AsyncQuerentClient:
     """Make it inside the event loop that uses it; close it, or use it as an async context manager."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, timeout_s: float = 30.0, pool_timeout_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        timeout_s: float = 30.0,
+        pool_timeout_s: float = 3600.0,
+        access: Access = Access(),  # noqa: B008  # frozen
+    ) -> None:
         self.address = address
         self.timeout_s = timeout_s
         # For score_pool and embed, which may have to run the network over the whole pool.
         self.pool_timeout_s = pool_timeout_s
-        self._channel = grpc.aio.insecure_channel(address, channel_options())
+        # Here, so that a token file that cannot be read is told before the first call.
+        self._metadata = access.bearer().metadata
+        self._channel = open_aio_channel(address, access)
         self._prediction = prediction_pb2_grpc.PredictionServiceStub(self._channel)
         self._pool = pool_scoring_pb2_grpc.PoolScoringServiceStub(self._channel)
         self._models = model_registry_pb2_grpc.ModelRegistryServiceStub(self._channel)
@@ -67,14 +76,18 @@ class AsyncQuerentClient:
             predict_request, images, model, version, top, acquisition, with_embedding, priority, with_feedback_id
         )
         try:
-            return predictions_of(await self._prediction.Predict(request, timeout=self.timeout_s))
+            return predictions_of(
+                await self._prediction.Predict(request, timeout=self.timeout_s, metadata=self._metadata())
+            )
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from error
 
     async def feedback(self, items: Iterable[Feedback]) -> int:
         """Tell the true classes of earlier predictions; all are kept or none. Gives how many were new."""
         try:
-            done = await self._prediction.Feedback(feedback_request(items), timeout=self.timeout_s)
+            done = await self._prediction.Feedback(
+                feedback_request(items), timeout=self.timeout_s, metadata=self._metadata()
+            )
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from error
         return done.recorded - done.repeats
@@ -102,7 +115,7 @@ class AsyncQuerentClient:
         )
         answered, ids, scores = 0, list[str](), list[float]()
         try:
-            async for response in self._pool.ScorePool(request, timeout=self.pool_timeout_s):
+            async for response in self._pool.ScorePool(request, timeout=self.pool_timeout_s, metadata=self._metadata()):
                 answered = response.version
                 if response.HasField("progress"):
                     tell(on_progress, response.progress)
@@ -126,7 +139,7 @@ class AsyncQuerentClient:
         )
         embedding_id = ""
         try:
-            async for response in self._pool.Embed(request, timeout=self.pool_timeout_s):
+            async for response in self._pool.Embed(request, timeout=self.pool_timeout_s, metadata=self._metadata()):
                 embedding_id = response.embedding_id
                 tell(on_progress, response.progress)
         except grpc.aio.AioRpcError as error:
@@ -138,13 +151,15 @@ class AsyncQuerentClient:
     async def get_model(self, model: str = "", version: int = 0) -> model_registry_pb2.Model:
         request = model_registry_pb2.GetModelRequest(model=model, version=version)
         try:
-            return await self._models.GetModel(request, timeout=self.timeout_s)
+            return await self._models.GetModel(request, timeout=self.timeout_s, metadata=self._metadata())
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from error
 
     async def list_models(self) -> list[model_registry_pb2.Model]:
         try:
-            answer = await self._models.ListModels(model_registry_pb2.ListModelsRequest(), timeout=self.timeout_s)
+            answer = await self._models.ListModels(
+                model_registry_pb2.ListModelsRequest(), timeout=self.timeout_s, metadata=self._metadata()
+            )
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from error
         return list(answer.models)
@@ -157,7 +172,9 @@ class AsyncQuerentClient:
         Goes on until the caller leaves the loop, or for `timeout_s` and then raises DeadlineExpired. Raises NotFound
         when the campaign goes and Unavailable when the replica does: begin again then.
         """
-        call = self._models.WatchModel(model_registry_pb2.WatchModelRequest(model=model), timeout=timeout_s)
+        call = self._models.WatchModel(
+            model_registry_pb2.WatchModelRequest(model=model), timeout=timeout_s, metadata=self._metadata()
+        )
         try:
             async for seen in call:
                 yield seen

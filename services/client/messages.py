@@ -1,6 +1,5 @@
-"""What both clients share: values, requests, the channel's rules, and errors from statuses."""
+"""What both clients share: values, requests, and errors from statuses."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from services.common import errors
 from services.common.pb import pool_scoring_pb2, prediction_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # A path to an image file, its bytes, or all images as one uint8 array [N, H, W, 3].
 Image = bytes | str | Path
@@ -24,6 +22,8 @@ _ERRORS: dict[grpc.StatusCode, type[errors.QuerentError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExpired,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.Forbidden,
     grpc.StatusCode.FAILED_PRECONDITION: errors.DamagedArtefact,
 }
 
@@ -92,32 +92,6 @@ class PoolScores:
     version: int
     sample_ids: tuple[str, ...]
     scores: np.ndarray  # (N,)
-
-
-def channel_options() -> list[tuple[str, str | int]]:
-    """Round robin over the addresses of a name, and retries with back-off on UNAVAILABLE and nothing else."""
-    config = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-    return [
-        ("grpc.service_config", json.dumps(config)),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        # A request that is larger than this buffer (256 kB by default) would silently never be retried.
-        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
-    ]
 
 
 def error_of(error: grpc.RpcError, address: str) -> errors.QuerentError:

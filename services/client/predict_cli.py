@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from services.client.channel import MAX_MESSAGE_BYTES
 from services.client.client import QuerentClient
-from services.client.messages import DEFAULT_ADDRESS, MAX_MESSAGE_BYTES, Prediction, Predictions
+from services.client.messages import DEFAULT_ADDRESS, Prediction, Predictions
+from services.common.access import Access
 from services.common.errors import BadRequest, QuerentError
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -155,6 +157,26 @@ def predict(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one list for all files.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for each call.")] = 30.0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="TLS with the system's authorities; --ca-file implies it.")
+    ] = False,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="QUERENT_CA_FILE", help="Authority that signed the server's certificate.")
+    ] = None,
+    cert_file: Annotated[
+        Path | None, typer.Option(envvar="QUERENT_CERT_FILE", help="Own certificate, where the server asks for one.")
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option(envvar="QUERENT_KEY_FILE", help="The key of the own certificate.")
+    ] = None,
+    server_name: Annotated[str, typer.Option(help="Name in the server's certificate, if not the address's.")] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="QUERENT_TOKEN_FILE", help="File whose first line is the bearer token.")
+    ] = None,
+    token: Annotated[
+        str,
+        typer.Option(envvar="QUERENT_TOKEN", show_default=False, help="Bearer token; better not as an argument."),
+    ] = "",
 ) -> None:
     """Predict the classes of images with the served model.
 
@@ -163,6 +185,8 @@ def predict(
       al-predict cat.jpg
 
       al-predict photos/ --top 1 --acquisition margin
+
+      al-predict cat.jpg --address gpu.example:8001 --ca-file ca.pem --token-file token
 
       al-predict photos/*.png --model cifar10-demo-1 --version 3 --json > answers.json
 
@@ -173,7 +197,8 @@ def predict(
     failure = ""
     try:
         files = find_images(paths)
-        with QuerentClient(address, timeout) as client:
+        access = Access(tls, ca_file, cert_file, key_file, server_name, token, token_file)
+        with QuerentClient(address, timeout, access=access) as client:
             for result in _with_bar(client, files, Options(model, version, top, acquisition), errors):
                 results.append(result)
     except QuerentError as error:

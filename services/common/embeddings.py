@@ -7,55 +7,80 @@ whose files do not match it is left out, so that its samples are missing again a
 Inference writes; the trainer only reads.
 """
 
+import hashlib
+import io
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import structlog
 
+from services.common.cpus import available_cpus
 from services.common.errors import BadRequest, NotFound
 from services.common.files import sha256_file, write_atomically
+from services.common.ids import ID, IdIndex, Ids, pack, unpack
 
 log = structlog.get_logger()
 
 FLOAT16_MAX = 65_504.0
+# A block of 1,280 dimensions is 2.6 MB, and 5.2 MB as float32: about what a core's caches hold.
+BLOCK_ROWS = 1024
 
 
 class EmbeddingStore:
-    """Rows of one embedding of one source, looked up by sample id. Safe to use from several threads."""
+    """Rows of one embedding of one source, looked up by sample id. Safe to use from several threads.
+
+    A row's number counts through all shards in the order in which they were taken in.
+    """
 
     def __init__(self, root: Path, embedding_id: str, source_id: str) -> None:
         self.folder = root / embedding_id / source_id
         self._lock = threading.RLock()
         self._seen: set[str] = set()
         self._shards: list[np.ndarray] = []
-        self._row: dict[str, tuple[int, int]] = {}
+        # Number of the first row of each shard, and of the one that is still to come.
+        self._starts: list[int] = [0]
+        # One after the other they hold the ids of all rows.
+        self._indexes: list[IdIndex] = []
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._row)
+        return self._starts[-1]
 
     def refresh(self) -> None:
         """Take in the shards that were finished since the last look; each is verified once."""
         with self._lock:
             if not self.folder.is_dir():
                 return
-            for commit in sorted(self.folder.glob("*.json")):
-                if commit.stem not in self._seen:
-                    self._seen.add(commit.stem)
-                    self._take(commit)
+            commits = sorted(c for c in self.folder.glob("*.json") if c.stem not in self._seen)
+            if len(commits) > 1:
+                # Hashing leaves the interpreter's lock: a second or two for a million samples.
+                with ThreadPoolExecutor(available_cpus()) as threads:
+                    opened = list(threads.map(_open, commits))
+            else:
+                opened = [_open(commit) for commit in commits]
+            self._seen.update(commit.stem for commit in commits)
+            self._take([shard for shard in opened if shard])
 
-    def missing(self, ids: Sequence[str]) -> list[str]:
+    def has(self, ids: Ids) -> np.ndarray:
+        """bool (N,): which have a stored embedding."""
+        return self._find(pack(ids)) >= 0
+
+    def missing(self, ids: Ids) -> list[str]:
         """Those of `ids` that have no stored embedding, in the order given."""
-        return [i for i in ids if i not in self._row]
+        packed = pack(ids)
+        return unpack(packed[~self.has(packed)])
 
-    def append(self, ids: Sequence[str], embeddings: np.ndarray) -> None:
+    def append(self, ids: Ids, embeddings: np.ndarray, prefix: str = "") -> None:
         """Store float32 (N, D) rows as one shard. Raises BadRequest for values that float16 cannot hold."""
-        if len(ids) != len(embeddings):
-            raise BadRequest(f"{len(ids)} ids for {len(embeddings)} embeddings")
+        packed = pack(ids)
+        if len(packed) != len(embeddings):
+            raise BadRequest(f"{len(packed)} ids for {len(embeddings)} embeddings")
         largest = np.abs(embeddings).max(initial=0.0)
         if not np.isfinite(largest) or largest > FLOAT16_MAX:
             raise BadRequest(
@@ -63,50 +88,102 @@ class EmbeddingStore:
                 f"the largest is {largest}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        stem = self.folder / uuid.uuid4().hex
-        np.save(stem.with_suffix(".ids.npy"), np.array(ids, dtype="S40"))
-        np.save(stem.with_suffix(".f16.npy"), embeddings.astype(np.float16))
-        checksums = {s: sha256_file(stem.with_suffix(f".{s}.npy")) for s in ("ids", "f16")}
+        stem = self.folder / f"{prefix}{uuid.uuid4().hex}"
+        checksums = {
+            "ids": _save(stem.with_suffix(".ids.npy"), packed),
+            "f16": _save(stem.with_suffix(".f16.npy"), embeddings.astype(np.float16)),
+        }
         write_atomically(stem.with_suffix(".json"), json.dumps(checksums).encode())
         self.refresh()
 
-    def read(self, ids: Sequence[str]) -> np.ndarray:
+    def remove_unfinished(self, prefix: str) -> None:
+        """Delete what a writer that died has left under this prefix; its caller keeps other writers away."""
+        for rows in self.folder.glob(f"{prefix}*.npy"):
+            if not rows.with_suffix("").with_suffix(".json").exists():
+                rows.unlink(missing_ok=True)
+
+    def read(self, ids: Ids) -> np.ndarray:
         """float32 (N, D), aligned with `ids`. Raises NotFound naming the first id that is not stored."""
-        shard_of, row_of = self._places(ids)
+        packed = pack(ids)
+        blocks = self.blocks(packed)
         with self._lock:
-            shards = list(self._shards)
-        if not len(ids):
-            return np.empty((0, shards[0].shape[1] if shards else 0), np.float32)
-        out = np.empty((len(ids), shards[0].shape[1]), np.float32)
-        for shard in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == shard)
-            out[here] = shards[shard][row_of[here]]
+            size = self._shards[0].shape[1] if self._shards else 0
+        out = np.empty((len(packed), size), np.float32)
+        for where, block in blocks:
+            out[where] = block
         return out
 
-    def chunks(self, ids: Sequence[str], rows: int = 8192) -> Iterator[tuple[slice, np.ndarray]]:
-        """`read` in bounded memory: (slice of ids, float32 (n, D)) until all are given."""
-        for first in range(0, len(ids), rows):
-            part = slice(first, min(first + rows, len(ids)))
-            yield part, self.read(ids[part])
+    def blocks(self, ids: Ids) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All of `ids` in the order in which they are stored: (places in `ids` (n,), float16 (n, D)), n <= 1,024.
 
-    def _places(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            places = np.array([self._row[i] for i in ids], dtype=np.int64).reshape(-1, 2)
-        except KeyError as error:
-            raise NotFound(f"no stored embedding of sample {error.args[0]!r}") from None
-        return places[:, 0], places[:, 1]
+        Neighbours on disk are given as a view of the memory map. Raises NotFound, at once, naming the first
+        id that is not stored.
+        """
+        packed = pack(ids)
+        rows = self._find(packed)
+        if len(absent := np.flatnonzero(rows < 0)):
+            raise NotFound(f"no stored embedding of sample {packed[absent[0]].decode()!r}")
+        with self._lock:
+            shards, starts = list(self._shards), np.array(self._starts)
+        order = np.argsort(rows, kind="stable")
+        return _walk(shards, starts, rows[order], order)
 
-    def _take(self, commit: Path) -> None:
-        files = {s: commit.with_suffix(f".{s}.npy") for s in ("ids", "f16")}
-        try:
-            checksums = json.loads(commit.read_bytes())
-            whole = all(sha256_file(files[s]) == checksums[s] for s in files)
-        except (OSError, ValueError, KeyError):
-            whole = False
-        if not whole:
-            log.warning("embedding_shard_damaged", shard=str(commit), consequence="its samples are embedded anew")
+    def _find(self, ids: np.ndarray) -> np.ndarray:
+        """int64 (N,): row numbers, -1 where there is none."""
+        with self._lock:
+            indexes = list(self._indexes)
+        found = np.full(len(ids), -1, np.int64)
+        first = 0
+        for index in indexes:
+            left = np.flatnonzero(found < 0)
+            here = index.find(ids[left])
+            found[left] = np.where(here >= 0, here + first, -1)
+            first += len(index)
+        return found
+
+    def _take(self, opened: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        if not opened:
             return
-        ids = np.load(files["ids"], allow_pickle=False).astype(str).tolist()
-        self._shards.append(np.load(files["f16"], mmap_mode="r", allow_pickle=False))
-        shard = len(self._shards) - 1
-        self._row.update((sample, (shard, row)) for row, sample in enumerate(ids))
+        for _, embeddings in opened:
+            self._shards.append(embeddings)
+            self._starts.append(self._starts[-1] + len(embeddings))
+        self._indexes.append(IdIndex(np.concatenate([ids for ids, _ in opened])))
+        # Each index is at least twice the next one: a handful to ask, and each id is sorted a handful of times.
+        while len(self._indexes) > 1 and len(self._indexes[-2]) < 2 * len(self._indexes[-1]):
+            last, before = self._indexes.pop(), self._indexes.pop()
+            self._indexes.append(IdIndex(np.concatenate([before.ids, last.ids])))
+
+
+def _open(commit: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """ids S40 (N,) and the memory map float16 (N, D); None when the files are not those of the checksums."""
+    files = {s: commit.with_suffix(f".{s}.npy") for s in ("ids", "f16")}
+    try:
+        checksums = json.loads(commit.read_bytes())
+        if all(sha256_file(files[s]) == checksums[s] for s in files):
+            ids = np.load(files["ids"], allow_pickle=False).astype(ID, copy=False)
+            return ids, np.load(files["f16"], mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError):
+        pass
+    log.warning("embedding_shard_damaged", shard=str(commit), consequence="its samples are embedded anew")
+    return None
+
+
+def _save(path: Path, array: np.ndarray) -> str:
+    """Gives the file's sha256, by which what a power cut took is found missing: nothing waits for the disk."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    path.write_bytes(buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _walk(
+    shards: list[np.ndarray], starts: np.ndarray, rows: np.ndarray, order: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`rows` ascend; `order` says where each was asked for."""
+    ends = np.searchsorted(rows, starts)
+    for shard, (first, end) in enumerate(pairwise(ends)):
+        for begin in range(first, end, BLOCK_ROWS):
+            part = slice(begin, min(begin + BLOCK_ROWS, end))
+            here = rows[part] - starts[shard]
+            neighbours = bool((np.diff(here) == 1).all())
+            yield order[part], shards[shard][here[0] : here[-1] + 1] if neighbours else shards[shard][here]

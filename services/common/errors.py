@@ -10,6 +10,8 @@ QuerentError
 │   └── ModelNotReady     nothing is promoted yet
 ├── Overloaded            try again later: a queue is full
 ├── DeadlineExpired       the caller has stopped waiting
+├── Unauthenticated       say who you are: no token, or one that is not known
+├── Forbidden             ask with another token: this one's scope is too small
 ├── DamagedArtefact       a file that is not what its checksum says
 ├── LeaseLost             another worker owns the campaign now
 └── Stopped               the process was asked to stop; the work is given back
@@ -48,6 +50,12 @@ class Overloaded(QuerentError): ...
 
 
 class DeadlineExpired(QuerentError): ...
+
+
+class Unauthenticated(QuerentError): ...
+
+
+class Forbidden(QuerentError): ...
 
 
 class DamagedArtefact(QuerentError): ...

@@ -23,6 +23,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
+def signature(*paths: Path) -> tuple[tuple[int, int, int], ...]:
+    """Changes whenever a file is written or replaced, also behind a link. Raises OSError."""
+    return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in (path.stat() for path in paths))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Readers see the old file or the new one, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)

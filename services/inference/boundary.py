@@ -10,6 +10,7 @@ import structlog
 
 from services.common import errors
 from services.inference.metrics import Metrics
+from services.inference.security import Gate
 
 log = structlog.get_logger()
 
@@ -20,6 +21,8 @@ _STATUS: tuple[tuple[type[errors.QuerentError], grpc.StatusCode], ...] = (
     (errors.Stopped, grpc.StatusCode.UNAVAILABLE),
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineExpired, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (errors.DamagedArtefact, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
 )
@@ -36,10 +39,14 @@ def status_of(error: errors.QuerentError) -> grpc.StatusCode:
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Counts, times and translates the calls of services whose names begin with one of `packages`."""
+    """Counts, times and translates the calls of services whose names begin with one of `packages`.
 
-    def __init__(self, metrics: Metrics, packages: tuple[str, ...] = ("querent.",)) -> None:
+    What the gate refuses is refused in every package.
+    """
+
+    def __init__(self, metrics: Metrics, gate: Gate, packages: tuple[str, ...] = ("querent.",)) -> None:
         self._metrics = metrics
+        self._gate = gate
         self._prefixes = tuple(f"/{package}" for package in packages)
 
     async def intercept_service(
@@ -47,7 +54,12 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
     ) -> _Handler:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(self._prefixes):
+        if handler is None:
+            return handler
+        refusal = self._gate(method, handler_call_details.invocation_metadata or ())
+        if refusal:
+            return self._refusing(method, refusal)
+        if not method.startswith(self._prefixes):
             return handler
         codec = {
             "request_deserializer": handler.request_deserializer,
@@ -58,6 +70,14 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codec)
         return handler
+
+    def _refusing(self, method: str, refusal: errors.QuerentError) -> _Handler:
+        async def call(_requests: AsyncIterator[bytes], context: _Context) -> None:
+            async with self._watched(method, context):
+                raise refusal
+
+        # As a stream of requests, whatever the method is: so that not one byte is read for a caller without rights.
+        return grpc.stream_stream_rpc_method_handler(call)
 
     def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Any, context: _Context) -> Any:

@@ -1,23 +1,26 @@
 """Embedding a source: every sample once, in storage order, in whole shards.
 
-What is cold is cut into shards of 1,024 and computed in batches of exactly 32, so that a call that was
-cancelled leaves whole shards behind and a repeat computes the same bits.
+What is cold is cut into blocks of 1,024, claimed among replicas, and computed in batches of exactly 32, so that
+a call that was cancelled leaves whole shards behind and a repeat computes the same bits.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from services.common.embeddings import EmbeddingStore
 from services.common.errors import BadRequest
+from services.common.ids import Ids, pack, unpack
 from services.common.samples import SampleStore
+from services.inference.claims import Backlog, Work
 from services.inference.folders import Folders
 from services.inference.metrics import Metrics
 from services.inference.model import Model
@@ -25,6 +28,10 @@ from services.inference.model import Model
 SHARD = 1024
 BATCH = 32
 PROGRESS_SECONDS = 0.5
+# How often to look whether another replica has finished, or has left, what is all that is still missing.
+HELD_POLL_SECONDS = 0.2
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -44,73 +51,73 @@ class Embedder:
         self._metrics = metrics
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
-    async def ensure(self, model: Model, samples: SampleStore, ids: Sequence[str]) -> AsyncGenerator[Progress, None]:
+    async def ensure(self, model: Model, samples: SampleStore, ids: Ids) -> AsyncGenerator[Progress, None]:
         """Embed those of `ids` that have no stored embedding, telling how far it is every half second."""
         progress = Progress("embed", 0, len(ids))
-        job = asyncio.create_task(self._fill(model, samples, ids, progress))
-        try:
-            while not job.done():
-                await asyncio.wait({job}, timeout=PROGRESS_SECONDS)
-                yield Progress(progress.phase, progress.done, progress.total)
-            await job
-        finally:
-            job.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await job
+        job = asyncio.ensure_future(self._fill(model, samples, ids, progress))
+        async with aclosing(told(job, progress)) as steps:
+            async for step in steps:
+                yield step
 
-    async def _fill(self, model: Model, samples: SampleStore, ids: Sequence[str], progress: Progress) -> None:
+    async def _fill(self, model: Model, samples: SampleStore, ids: Ids, progress: Progress) -> None:
         check_size(model, samples)
-        places = await asyncio.to_thread(samples.positions, ids)
         key = (model.manifest.embedding_id, samples.source.source_id)
         # A second caller waits for the first and then computes only what is still missing.
         async with self._locks.setdefault(key, asyncio.Lock()):
             store = await asyncio.to_thread(self._folders.embeddings, *key)
-            cold = await asyncio.to_thread(_cold, store, ids, places)
+            cold = await asyncio.to_thread(_cold, store, samples, ids)
             progress.done = len(ids) - len(cold)
-            if cold:
-                await self._fill_cold(model, samples, cold, store, progress)
+            if len(cold):
+                await self._fill_cold(model, samples, Backlog(store, samples, cold, SHARD), store, progress)
                 if not model.manifest.embedding_shared:
                     await asyncio.to_thread(self._folders.drop_outdated_embeddings, model.manifest)
             progress.done = len(ids)
 
     async def _fill_cold(
-        self, model: Model, samples: SampleStore, cold: Sequence[str], store: EmbeddingStore, progress: Progress
+        self, model: Model, samples: SampleStore, backlog: Backlog, store: EmbeddingStore, progress: Progress
     ) -> None:
-        shard: list[np.ndarray] = []
-        stored = 0
-        async with aclosing(self._batches(model, samples, cold)) as batches:
-            async for embeddings in batches:
-                shard.append(embeddings)
-                progress.done += len(embeddings)
-                size = sum(map(len, shard))
-                if size == SHARD or stored + size == len(cold):
-                    await _append(store, cold[stored : stored + size], np.concatenate(shard))
-                    stored += size
-                    shard.clear()
+        try:
+            async with aclosing(self._batches(model, samples, backlog)) as batches:
+                async for work, embeddings in batches:
+                    work.embeddings.append(embeddings)
+                    backlog.left -= len(embeddings)
+                    progress.done = progress.total - backlog.left
+                    if work.whole:
+                        await _to_its_end(partial(_finish, store, backlog, work))
+        finally:
+            backlog.close()
 
     async def _batches(
-        self, model: Model, samples: SampleStore, cold: Sequence[str]
-    ) -> AsyncGenerator[np.ndarray, None]:
+        self, model: Model, samples: SampleStore, backlog: Backlog
+    ) -> AsyncGenerator[tuple[Work, np.ndarray], None]:
         """float32 (n, D) of 32 samples at a time, in order, while the next ones are being computed."""
         loop = asyncio.get_running_loop()
-        ahead: deque[asyncio.Future[np.ndarray]] = deque()
+        ahead: deque[tuple[Work, asyncio.Future[np.ndarray]]] = deque()
         try:
-            for first in range(0, len(cold), BATCH):
-                part = cold[first : first + BATCH]
-                ahead.append(loop.run_in_executor(self._pool, self._embed, model, samples, part))
-                if len(ahead) > self._workers:
-                    yield await ahead.popleft()
+            while not backlog.all_given:
+                work = await _to_its_end(backlog.claim)
+                if work is None:
+                    # What is claimed here must never wait for what others hold: they may wait for this.
+                    while ahead:
+                        yield ahead[0][0], await ahead.popleft()[1]
+                    await asyncio.sleep(HELD_POLL_SECONDS)
+                    continue
+                for first in range(0, len(work.ids), BATCH):
+                    part = work.ids[first : first + BATCH]
+                    ahead.append((work, loop.run_in_executor(self._pool, self._embed, model, samples, part)))
+                    if len(ahead) > self._workers:
+                        yield ahead[0][0], await ahead.popleft()[1]
             while ahead:
-                yield await ahead.popleft()
+                yield ahead[0][0], await ahead.popleft()[1]
         finally:
             # Those that have not begun never will: a cancelled call ends with the batches that are running.
-            for future in ahead:
+            for _, future in ahead:
                 if future.done() and not future.cancelled():
                     future.exception()  # looked at; the error that counts is the first one
                 future.cancel()
 
-    def _embed(self, model: Model, samples: SampleStore, ids: Sequence[str]) -> np.ndarray:
-        images = samples.images(ids)
+    def _embed(self, model: Model, samples: SampleStore, ids: np.ndarray) -> np.ndarray:
+        images = samples.images(unpack(ids))
         started = time.perf_counter()
         # The last batch is filled up: some kernels round differently for other batch sizes.
         padding = ((0, BATCH - len(ids)), (0, 0), (0, 0), (0, 0))
@@ -130,18 +137,41 @@ def check_size(model: Model, samples: SampleStore) -> None:
         )
 
 
-def _cold(store: EmbeddingStore, ids: Sequence[str], places: np.ndarray) -> list[str]:
-    """Those without a stored embedding, each once, in storage order."""
-    store.refresh()
-    _, first = np.unique(places, return_index=True)
-    return store.missing([ids[i] for i in first])
-
-
-async def _append(store: EmbeddingStore, ids: Sequence[str], embeddings: np.ndarray) -> None:
-    """Write one shard; also when the call is cancelled meanwhile, so that the next caller finds it."""
-    writing = asyncio.create_task(asyncio.to_thread(store.append, ids, embeddings))
+async def told(job: asyncio.Future[None], progress: Progress) -> AsyncGenerator[Progress, None]:
+    """The job's progress every half second until it is done. Raises what it raises; left, it cancels the job."""
+    last: Progress | None = None
     try:
-        await asyncio.shield(writing)
+        while not job.done():
+            await asyncio.wait({job}, timeout=PROGRESS_SECONDS)
+            last = replace(progress)
+            yield last
+        await job
+        if progress != last:
+            yield progress
+    finally:
+        job.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await job
+
+
+def _cold(store: EmbeddingStore, samples: SampleStore, ids: Ids) -> np.ndarray:
+    """Positions of those without a stored embedding, each once, ascending."""
+    store.refresh()
+    packed = pack(ids)
+    return np.unique(samples.positions(packed[~store.has(packed)]))
+
+
+def _finish(store: EmbeddingStore, backlog: Backlog, work: Work) -> None:
+    store.append(work.ids, np.concatenate(work.embeddings), work.prefix)
+    backlog.done(work)
+
+
+async def _to_its_end(function: Callable[[], _T]) -> _T:
+    """Run in a thread; a cancelled caller waits for its end, so that nothing is written or claimed behind its back."""
+    running = asyncio.create_task(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await writing
+        with suppress(Exception):
+            await running
         raise

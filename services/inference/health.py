@@ -13,6 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.inference.changes import Changes
 
 READINESS = "readiness"
+# What the channels of our clients watch: whether to send calls here. SERVING until the lame-duck time is over.
+CONNECTIONS = "connections"
 _Response = health_pb2.HealthCheckResponse
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,6 +28,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
         self._changes = changes
         self._ready = False
         self._leaving = False
+        self._sent_away = False
 
     def set_ready(self, ready: bool) -> None:
         if ready != self._ready:
@@ -33,12 +36,19 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
             self._changes.tell()
 
     def leave(self) -> None:
-        """Everything is NOT_SERVING from now on, whatever comes."""
+        """Everything but CONNECTIONS is NOT_SERVING from now on, whatever comes."""
         self._leaving = True
+        self._changes.tell()
+
+    def send_away(self) -> None:
+        """CONNECTIONS too."""
+        self._sent_away = True
         self._changes.tell()
 
     def status(self, service: str) -> int:
         """A status of HealthCheckResponse; SERVICE_UNKNOWN for a name that is not served here."""
+        if service == CONNECTIONS:
+            return int(_Response.NOT_SERVING if self._sent_away else _Response.SERVING)
         answering = self._answering()
         if service and service not in self._services and service not in answering:
             return int(_Response.SERVICE_UNKNOWN)

@@ -14,6 +14,7 @@ import onnxruntime as ort
 from services.common.errors import DamagedArtefact
 from services.common.manifest import HEAD_FILE, MODEL_FILE, Manifest
 from services.inference.statistics import Statistics
+from services.inference.widening import widen
 
 Device = Literal["auto", "cpu", "cuda"]
 CPU = "CPUExecutionProvider"
@@ -127,7 +128,9 @@ class Model:
             return np.asarray(self._network.run(["embedding"], {"image": images})[0])
 
     def classify(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (N, D) -> probabilities (N, C), logits (N, K, C)"""
+        """float32 or float16 (N, D) -> probabilities (N, C), logits (N, K, C)"""
+        if embeddings.dtype == np.float16:
+            embeddings = widen(embeddings)
         probabilities, logits = self._head.run(["probabilities", "logits"], {"embedding": embeddings})
         return probabilities, logits
 

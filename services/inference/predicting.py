@@ -1,4 +1,4 @@
-"""Predict: images of a caller, decoded in threads, batched with those of others, and answered."""
+"""Predict and ModelInfer: images of a caller, decoded in threads, batched with those of others, and answered."""
 
 import asyncio
 import math
@@ -68,26 +68,36 @@ class Predictor:
 
     async def predict(self, model: Model, query: Query) -> Answer:
         acquisition = acquisition_named(query.acquisition) if query.acquisition else None
-        count = query.images.count if isinstance(query.images, Raw) else len(query.images)
-        self._check_count(count)
-        if query.priority not in PRIORITIES:
-            raise BadRequest(f"no priority {query.priority}; 1 goes first, 2 is normal, 3 goes last")
-        batcher = self._batchers.get(model)
-        if batcher is None:
-            batcher = self._batchers[model] = MicroBatcher(self._run_pool, self._rule, self._metrics, model.statistics)
         if isinstance(query.images, Raw):
-            pixels = raw_pixels(query.images, model)
-            with batcher.admit(count):
-                outputs = await batcher.predict(model, pixels, query.deadline, query.priority)
+            self.check_count(query.images.count)  # before its bytes: the caller may say any number
+            images: np.ndarray | Sequence[bytes] = raw_pixels(query.images, model)
         else:
-            with batcher.admit(count):
-                pixels = await self._decoded(query.images, model)
-                outputs = await batcher.predict(model, pixels, query.deadline, query.priority)
-        self._count(model, outputs)
+            images = query.images
+        outputs = await self.infer(model, images, query.deadline, query.priority)
         uncertainty = acquisition(member_probabilities(outputs.logits)) if acquisition else None
         return Answer(outputs, uncertainty)
 
-    def _check_count(self, count: int) -> None:
+    async def infer(
+        self, model: Model, images: np.ndarray | Sequence[bytes], deadline: float = math.inf, priority: int = NORMAL
+    ) -> Outputs:
+        """Pixels as uint8 [N, H, W, 3], or N encoded images -> Outputs. `deadline` is on the loop's clock.
+
+        Raises BadRequest, BadImage, Overloaded or DeadlineExpired.
+        """
+        self.check_count(len(images))
+        if priority not in PRIORITIES:
+            raise BadRequest(f"no priority {priority}; 1 goes first, 2 is normal, 3 goes last")
+        batcher = self._batchers.get(model)
+        if batcher is None:
+            batcher = self._batchers[model] = MicroBatcher(self._run_pool, self._rule, self._metrics, model.statistics)
+        with batcher.admit(len(images)):
+            pixels = images if isinstance(images, np.ndarray) else await self._decoded(images, model)
+            outputs = await batcher.predict(model, pixels, deadline, priority)
+        self._count(model, outputs)
+        return outputs
+
+    def check_count(self, count: int) -> None:
+        """Raises BadRequest for a request of `count` images that is refused whatever they are."""
         if count < 1:
             raise BadRequest("the request has no images; send at least one")
         if count > self._limits.max_images:

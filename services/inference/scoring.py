@@ -5,22 +5,22 @@ warm one rank alike.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
 
-from services.common.embeddings import EmbeddingStore
+from services.common.ids import pack, unpack
 from services.common.samples import SampleStore
-from services.inference.acquisition import Acquisition, acquisition_named, member_probabilities
-from services.inference.embedding import PROGRESS_SECONDS, Embedder, Progress, check_size
+from services.inference.acquisition import acquisition_named
+from services.inference.embedding import Embedder, Progress, check_size, told
 from services.inference.folders import Folders
 from services.inference.metrics import Metrics
 from services.inference.model import Model
+from services.inference.streaming import StreamedScores, highest
 
-ROWS = 8192
 # About 400 kB a message: well within the 4 MiB that clients accept by default.
 IDS_IN_A_MESSAGE = 10_000
 
@@ -43,9 +43,11 @@ class Scores:
 
 
 class Scorer:
-    def __init__(self, folders: Folders, embedder: Embedder, metrics: Metrics) -> None:
+    def __init__(self, folders: Folders, embedder: Embedder, pool: Executor, workers: int, metrics: Metrics) -> None:
         self._folders = folders
         self._embedder = embedder
+        self._pool = pool
+        self._workers = workers
         self._metrics = metrics
 
     async def embed(self, model: Model, source_id: str, ids: Sequence[str]) -> AsyncGenerator[Progress, None]:
@@ -59,38 +61,31 @@ class Scorer:
         acquisition = acquisition_named(query.acquisition)
         samples = await asyncio.to_thread(self._folders.samples, query.source_id)
         check_size(model, samples)
-        ids = query.sample_ids or await asyncio.to_thread(samples.ids, query.split)
+        ids = await asyncio.to_thread(_ids, samples, query)
         async with aclosing(self._embedder.ensure(model, samples, ids)) as steps:
             async for progress in steps:
                 yield progress
-        store = await asyncio.to_thread(self._embeddings, model, samples)
-        scores = np.empty(len(ids), np.float32)
-        told = time.monotonic()
-        for first in range(0, len(ids), ROWS):
-            part = ids[first : first + ROWS]
-            scores[first : first + len(part)] = await asyncio.to_thread(_score, model, store, part, acquisition)
-            self._metrics.count_images(model.manifest, "score", len(part))
-            if time.monotonic() - told >= PROGRESS_SECONDS:
-                told = time.monotonic()
-                yield Progress("score", first + len(part), len(ids))
-        yield Progress("score", len(ids), len(ids))
-        for scored in _parts(ids, scores, query.top):
+        key = (model.manifest.embedding_id, samples.source.source_id)
+        store = await asyncio.to_thread(self._folders.embeddings, *key)
+        blocks = await asyncio.to_thread(store.blocks, ids)
+        scoring = Progress("score", 0, len(ids))
+        streamed = StreamedScores(model, blocks, acquisition, scoring, self._metrics)
+        job = asyncio.ensure_future(streamed.run(self._pool, self._workers))
+        async with aclosing(told(job, scoring)) as steps:
+            async for progress in steps:
+                yield progress
+        for scored in _parts(ids, streamed.scores, query.top):
             yield scored
 
-    def _embeddings(self, model: Model, samples: SampleStore) -> EmbeddingStore:
-        return self._folders.embeddings(model.manifest.embedding_id, samples.source.source_id)
+
+def _ids(samples: SampleStore, query: PoolQuery) -> np.ndarray:
+    """S40 (N,)"""
+    return pack(query.sample_ids) if query.sample_ids else samples.packed_ids(query.split)
 
 
-def _score(model: Model, store: EmbeddingStore, ids: Sequence[str], acquisition: Acquisition) -> np.ndarray:
-    """float32 (N,)"""
-    _, logits = model.classify(store.read(ids))
-    return acquisition(member_probabilities(logits))
-
-
-def _parts(ids: Sequence[str], scores: np.ndarray, top: int) -> list[Scores]:
+def _parts(ids: np.ndarray, scores: np.ndarray, top: int) -> Iterator[Scores]:
     """What goes into each message; at least one, also when there is nothing to score."""
-    # Stable: samples of equal score keep the order in which they were asked for.
-    order = np.argsort(-scores, kind="stable")[:top] if top else np.arange(len(ids))
-    starts = range(0, max(len(order), 1), IDS_IN_A_MESSAGE)
-    cuts = [order[start : start + IDS_IN_A_MESSAGE] for start in starts]
-    return [Scores([ids[i] for i in cut], scores[cut]) for cut in cuts]
+    order = highest(scores, top) if top else np.arange(len(ids))
+    for start in range(0, max(len(order), 1), IDS_IN_A_MESSAGE):
+        cut = order[start : start + IDS_IN_A_MESSAGE]
+        yield Scores(unpack(ids[cut]), scores[cut])

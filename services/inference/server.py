@@ -9,7 +9,7 @@ import typer
 import uvloop
 from pydantic import ValidationError
 
-from services.common.errors import Conflict
+from services.common.errors import BadConfig, Conflict
 from services.common.observability import configure_logging
 from services.inference.service import InferenceServer
 from services.inference.settings import Settings
@@ -65,7 +65,7 @@ def serve_command() -> None:
     configure_logging(settings.log_level, settings.log_style)
     try:
         uvloop.run(serve(settings))
-    except Conflict as error:
+    except (BadConfig, Conflict) as error:
         _fail(str(error))
 
 

@@ -1,8 +1,6 @@
 """The composition root: the whole service is built here from Settings, started and stopped."""
 
 import asyncio
-import errno
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +8,7 @@ from contextlib import suppress
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -24,29 +22,41 @@ from services.common.pb import (
     prediction_pb2_grpc,
 )
 from services.common.registry import Registry
+from services.common.tokens import Tokens
 from services.inference.batcher import BatchRule
+from services.inference.binding import bind, taken
 from services.inference.boundary import Boundary
+from services.inference.certificates import Certificates
 from services.inference.embedding import BATCH, Embedder
 from services.inference.feedback import FeedbackRecorder
 from services.inference.folders import Folders
-from services.inference.health import Health
+from services.inference.health import READINESS, Health
 from services.inference.journal import Journal
 from services.inference.loading import Loader
 from services.inference.memory import LoadedModels
 from services.inference.metrics import Metrics
 from services.inference.model import CUDA, Runtime
+from services.inference.oip_metadata import Catalogue
+from services.inference.oip_servicer import SERVICE_NAME, OpenInferenceServicer
 from services.inference.predicting import Limits, Predictor
+from services.inference.reflection import BothPools
 from services.inference.scoring import Scorer
+from services.inference.security import Gate, make_gate, warn_of_open_doors
 from services.inference.servicer import ModelRegistryServicer, PoolScoringServicer, PredictionServicer
 from services.inference.settings import Settings
 from services.inference.store import ModelStore
 
 log = structlog.get_logger()
 
-_SERVICES = tuple(
-    service.full_name
-    for module in (prediction_pb2, pool_scoring_pb2, model_registry_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
+# Enough for watchers of health.CONNECTIONS to hear that they should go elsewhere, and for their last calls to come.
+_LEAVING_SECONDS = 0.1
+_SERVICES = (
+    *(
+        service.full_name
+        for module in (prediction_pb2, pool_scoring_pb2, model_registry_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+    ),
+    SERVICE_NAME,
 )
 
 
@@ -55,14 +65,21 @@ class InferenceServer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._credentials = _credentials(settings)
         threads = settings.cpu_threads
         self.metrics = Metrics()
         self._runtime = Runtime(settings.device, threads)
         self.metrics.provider_fallback.set(self._runtime.fell_back)
         self._pools = [
             ThreadPoolExecutor(workers, name)
-            for name, workers in (("decode", threads), ("predict", max(threads, 2)), ("embed", threads))
+            for name, workers in (
+                ("decode", threads),
+                ("predict", max(threads, 2)),
+                ("embed", threads),
+                ("score", threads),
+            )
         ]
+        self._boundary = Boundary(self.metrics, _gate(settings), packages=("querent.", "inference."))
         self._server = self._grpc_server()
         self._store = self._register(self._server)
         self._ready = True
@@ -74,7 +91,7 @@ class InferenceServer:
     def _grpc_server(self) -> grpc.aio.Server:
         limit = self._settings.max_message_bytes
         return grpc.aio.server(
-            interceptors=[Boundary(self.metrics)],
+            interceptors=[self._boundary],
             maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
             options=[
                 # With SO_REUSEPORT a second server would take half of the calls and nobody would notice.
@@ -83,17 +100,20 @@ class InferenceServer:
                 ("grpc.max_send_message_length", limit),
                 # Clients may ping during a long ScorePool without being told to go away.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                *_connection_age(self._settings.max_connection_age_seconds),
             ],
         )
 
     def _register(self, server: grpc.aio.Server) -> ModelStore:
         settings, metrics = self._settings, self.metrics
-        decode_pool, run_pool, embed_pool = self._pools
+        decode_pool, run_pool, embed_pool, score_pool = self._pools
         registry = Registry(settings.registry_dir)
         loader = Loader(registry, self._runtime, warm_up_sizes(settings.max_batch, self._runtime), metrics)
-        store = ModelStore(registry, loader, LoadedModels(loader, metrics, settings.max_loaded), settings.models)
+        loaded = LoadedModels(loader, metrics, settings.max_loaded)
+        store = ModelStore(registry, loader, loaded, settings.models)
         folders = Folders(settings.sources_dir, settings.data_dir, settings.embeddings_dir, registry)
         embedder = Embedder(folders, embed_pool, settings.cpu_threads, metrics)
+        scorer = Scorer(folders, embedder, score_pool, settings.cpu_threads, metrics)
         rule = BatchRule(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_limit)
         limits = Limits(settings.max_images, settings.max_pixels)
         predictor = Predictor(decode_pool, run_pool, rule, limits, metrics)
@@ -104,19 +124,23 @@ class InferenceServer:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(store, predictor, self._feedback), server
         )
-        pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(
-            PoolScoringServicer(store, Scorer(folders, embedder, metrics)), server
-        )
+        pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(PoolScoringServicer(store, scorer), server)
         model_registry_pb2_grpc.add_ModelRegistryServiceServicer_to_server(ModelRegistryServicer(store), server)
+        catalogue = Catalogue(store, registry, loaded.get, rule)
+        server.add_generic_rpc_handlers((OpenInferenceServicer(store, predictor, catalogue, self._is_ready).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflected = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(reflected, server, BothPools())  # type: ignore[arg-type]  # it need not be a pool
         return store
+
+    def _is_ready(self) -> bool:
+        return bool(self._health.status(READINESS) == health_pb2.HealthCheckResponse.SERVING)
 
     async def start(self) -> None:
         """Serving when it returns: what is promoted is loaded. Raises Conflict when a port is taken."""
         settings = self._settings
         self.metrics_port = self._start_metrics()
-        self.grpc_port = _bind(self._server, settings.grpc_host, settings.grpc_port)
+        self.grpc_port = bind(self._server, settings.grpc_host, settings.grpc_port, self._credentials)
         await self._server.start()
         await self._look()
         self._polling = asyncio.create_task(self._poll())
@@ -135,6 +159,9 @@ class InferenceServer:
         with suppress(TimeoutError):
             async with asyncio.timeout(lame_duck_seconds):
                 await (hurry or asyncio.Event()).wait()
+        # What comes between the server's stop and the caller's hearing of it ends as CANCELLED and is never retried.
+        self._health.send_away()
+        await asyncio.sleep(_LEAVING_SECONDS)
         # Watching has no end of its own: the drain would wait for it until the grace is over.
         self._store.changes.end()
         await self._server.stop(self._settings.grace_seconds)
@@ -170,7 +197,7 @@ class InferenceServer:
         try:
             server, _ = start_http_server(port, host, self.metrics.registry)
         except OSError as error:
-            raise Conflict(_taken("metrics", host, port, "INFERENCE_METRICS_PORT", error)) from error
+            raise Conflict(taken("metrics", host, port, "INFERENCE_METRICS_PORT", error)) from error
 
         def close() -> None:
             server.shutdown()
@@ -188,20 +215,22 @@ def warm_up_sizes(max_batch: int, runtime: Runtime) -> list[int]:
     return [*(2**power for power in range(max_batch.bit_length())), BATCH, max_batch]
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    try:
-        # gRPC says in a log line of its own that a port is taken, and not why; a plain socket says it first.
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host.strip("[]"), port), family=family):
-            pass
-        return server.add_insecure_port(f"{host}:{port}")
-    except OSError as error:
-        raise Conflict(_taken("gRPC", host, port, "INFERENCE_GRPC_PORT", error)) from error
-    except RuntimeError as error:
-        raise Conflict(f"cannot listen for gRPC on {host}:{port}: {error}; see INFERENCE_GRPC_PORT") from error
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Raises BadConfig for files that cannot be used."""
+    cert, key = settings.tls_cert_file, settings.tls_key_file
+    return Certificates(cert, key, settings.tls_client_ca_file).credentials() if cert and key else None
 
 
-def _taken(what: str, host: str, port: int, variable: str, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"{what} port {port} on {host} is in use by another process; set {variable} to a free port"
-    return f"cannot listen for {what} on {host}:{port}: {error.strerror or error}; see {variable}"
+def _gate(settings: Settings) -> Gate:
+    """Raises BadConfig for token files that cannot be used."""
+    predict = Tokens("INFERENCE_PREDICT_TOKEN", settings.predict_token.get_secret_value(), settings.predict_token_file)
+    admin = Tokens("INFERENCE_ADMIN_TOKEN", settings.admin_token.get_secret_value(), settings.admin_token_file)
+    tokens = bool(predict or admin)
+    authenticated = tokens or settings.tls_client_ca_file is not None
+    warn_of_open_doors(settings.grpc_host, settings.tls_cert_file is not None, authenticated, tokens)
+    return make_gate(predict, admin)
+
+
+def _connection_age(seconds: float) -> list[tuple[str, int]]:
+    # No grace is set, which is a grace without end: running calls finish, new ones go to a new connection.
+    return [("grpc.max_connection_age_ms", max(1, round(seconds * 1000)))] if seconds else []

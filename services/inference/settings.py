@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.common import images
@@ -25,6 +25,15 @@ class Settings(BaseSettings):
 
     grpc_host: str = "127.0.0.1"
     grpc_port: int = Field(default=8001, ge=0, le=65_535)
+    # TLS: certificate and key as PEM files; with a CA of clients each of them must show a certificate of its own.
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+    # Bearer tokens; a file may hold several, one a line. None of them set: no token is asked for.
+    predict_token: SecretStr = SecretStr("")
+    predict_token_file: Path | None = None
+    admin_token: SecretStr = SecretStr("")
+    admin_token_file: Path | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=8002, ge=0, le=65_535)
 
@@ -48,6 +57,8 @@ class Settings(BaseSettings):
     queue_limit: int = Field(default=1024, ge=1)
     # Calls in the service at once, of every kind; one more is refused.
     max_concurrent_rpcs: int = Field(default=1000, ge=1)
+    # When to ask clients to connect again, so that they find new replicas; 0: never.
+    max_connection_age_seconds: float = Field(default=0.0, ge=0, le=1_000_000)
     # Images in one Predict request.
     max_images: int = Field(default=256, ge=1)
 
@@ -87,6 +98,14 @@ class Settings(BaseSettings):
     def _queue_holds_a_request(self) -> "Settings":
         if self.queue_limit < self.max_images:
             raise ValueError(f"queue_limit ({self.queue_limit}) must be at least max_images ({self.max_images})")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Settings":
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("INFERENCE_TLS_CERT_FILE and INFERENCE_TLS_KEY_FILE go together: set both or none")
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("INFERENCE_TLS_CLIENT_CA_FILE needs INFERENCE_TLS_CERT_FILE and INFERENCE_TLS_KEY_FILE")
         return self
 
     @property

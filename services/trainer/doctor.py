@@ -10,8 +10,11 @@ import grpc
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.access import Access
 from services.common.errors import QuerentError
+from services.common.pb import pool_scoring_pb2, pool_scoring_pb2_grpc
 from services.common.registry import Registry
+from services.trainer.channel import open_channel
 from services.trainer.database import open_database
 from services.trainer.settings import Settings
 
@@ -94,18 +97,40 @@ def _embeddings(config: Settings) -> Finding:
 
 
 def _inference(config: Settings) -> Finding:
-    with grpc.insecure_channel(config.inference_address) as channel:
+    access = config.inference_access
+    with open_channel(config.inference_address, access) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service="readiness"), timeout=_TIMEOUT_S
             )
         except grpc.RpcError as error:
             advice = "start it with `al-inference serve`, or set TRAINER_INFERENCE_ADDRESS"
+            if access.pem():
+                advice += "; its certificate must be signed by TRAINER_INFERENCE_CA_FILE for that name"
             return Finding("inference", False, f"{config.inference_address}: {error.code().name}", advice)
+        refusal = _refusal(channel, access)
+    if refusal:
+        advice = "set TRAINER_INFERENCE_TOKEN_FILE (or _TOKEN) to an admin token of the inference service"
+        return Finding("inference", False, f"{config.inference_address}: {refusal}", advice)
     serving = answer.status == health_pb2.HealthCheckResponse.SERVING
     advice = "" if serving else "look at its log: it is starting, stopping or lost its device"
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     return Finding("inference", serving, f"{config.inference_address}: {status}", advice)
+
+
+def _refusal(channel: grpc.Channel, access: Access) -> str:
+    """Why the trainer's own calls would be refused: health answers everybody."""
+    try:
+        # About nothing: whatever else the answer is, it comes after the token was looked at.
+        list(
+            pool_scoring_pb2_grpc.PoolScoringServiceStub(channel).Embed(
+                pool_scoring_pb2.EmbedRequest(), timeout=_TIMEOUT_S, metadata=access.bearer().metadata()
+            )
+        )
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return f"{error.code().name}: {error.details()}"
+    return ""
 
 
 def _data(config: Settings) -> Finding:

@@ -12,11 +12,21 @@ import grpc
 import numpy as np
 import structlog
 
+from services.common.access import Access
 from services.common.embeddings import EmbeddingStore
-from services.common.errors import BadRequest, DamagedArtefact, NotFound, QuerentError, Unavailable
+from services.common.errors import (
+    BadRequest,
+    DamagedArtefact,
+    Forbidden,
+    NotFound,
+    QuerentError,
+    Unauthenticated,
+    Unavailable,
+)
 from services.common.manifest import Manifest
 from services.common.pb import pool_scoring_pb2 as pb
 from services.common.pb import pool_scoring_pb2_grpc as pb_grpc
+from services.trainer.channel import open_channel
 from services.trainer.learning import Watch
 
 log = structlog.get_logger()
@@ -31,6 +41,8 @@ _CALL_TIMEOUT_S = 6 * 3600
 _STATUS_TO_ERROR: dict[grpc.StatusCode, type[QuerentError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.FAILED_PRECONDITION: DamagedArtefact,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Unavailable,
@@ -66,19 +78,14 @@ class PoolScorer(Protocol):
 class GrpcPoolScorer:
     """Splits the ids into shards, calls replicas side by side and retries a shard alone."""
 
-    def __init__(self, address: str, embeddings_dir: Path, parallelism: int) -> None:
+    def __init__(self, address: str, embeddings_dir: Path, parallelism: int, access: Access = Access()) -> None:  # noqa: B008  # frozen
+        """Raises BadConfig for files of `access` that cannot be read."""
         self._address = address
         self._embeddings_dir = embeddings_dir
         self._parallelism = parallelism
         self._stores: dict[tuple[str, str], EmbeddingStore] = {}
-        options = [
-            ("grpc.lb_policy_name", "round_robin"),
-            ("grpc.max_receive_message_length", 64 * 2**20),
-            # A node that vanishes without a word is noticed within a minute, not when the call times out.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-        ]
-        self._channel = grpc.insecure_channel(f"dns:///{address}", options=options)
+        self._metadata = access.bearer().metadata
+        self._channel = open_channel(f"dns:///{address}", access)
         self._stub = pb_grpc.PoolScoringServiceStub(self._channel)
 
     def close(self) -> None:
@@ -97,6 +104,7 @@ class GrpcPoolScorer:
                     acquisition=acquisition,
                 ),
                 timeout=_CALL_TIMEOUT_S,
+                metadata=self._metadata(),
             )
 
         for event in self._run(call, ids, watch):
@@ -113,6 +121,7 @@ class GrpcPoolScorer:
             return self._stub.Embed(
                 pb.EmbedRequest(model=at.campaign, version=at.version, source_id=at.source_id, sample_ids=shard),
                 timeout=_CALL_TIMEOUT_S,
+                metadata=self._metadata(),
             )
 
         for event in self._run(call, ids, watch):

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.access import Access
 from services.common.cpus import available_cpus
 
 
@@ -26,6 +27,14 @@ class Settings(BaseSettings):
     queue: str = Field(default="querent", min_length=1)
     # host:port of one replica, or a DNS name that resolves to all of them.
     inference_address: str = "127.0.0.1:8001"
+    # TLS to inference: with the system's authorities, or with a CA file; certificate and key where it asks for them.
+    inference_tls: bool = False
+    inference_ca_file: Path | None = None
+    inference_cert_file: Path | None = None
+    inference_key_file: Path | None = None
+    # An admin token of inference, or a file whose first line is one: scoring a pool is more than predicting.
+    inference_token: SecretStr = SecretStr("")
+    inference_token_file: Path | None = None
     registry_dir: Path = Path(".querent/registry")
     sources_dir: Path = Path(".querent/sources")
     embeddings_dir: Path = Path(".querent/embeddings")
@@ -52,6 +61,17 @@ class Settings(BaseSettings):
     threads: int = Field(default=0, ge=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_style: Literal["json", "console"] = "json"
+
+    @property
+    def inference_access(self) -> Access:
+        return Access(
+            self.inference_tls,
+            self.inference_ca_file,
+            self.inference_cert_file,
+            self.inference_key_file,
+            token=self.inference_token.get_secret_value(),
+            token_file=self.inference_token_file,
+        )
 
     @property
     def thread_count(self) -> int:

@@ -9,10 +9,12 @@ import structlog
 from services.common.errors import (
     BadRequest,
     Conflict,
+    Forbidden,
     LeaseLost,
     NotFound,
     QuerentError,
     Stopped,
+    Unauthenticated,
     Unavailable,
 )
 from services.common.registry import Registry
@@ -26,6 +28,8 @@ from services.trainer.worker import LeaseKeeper, RoundWatch
 
 log = structlog.get_logger()
 
+# Not the campaign's fault: a replica that is away, a token that is being rotated.
+_WAITED_FOR = (Unavailable, Unauthenticated, Forbidden)
 # Errors that the same input would meet again: trying once more only wastes time.
 _PERMANENT = (BadRequest, NotFound, Conflict)
 _MAX_FAILURES = 3
@@ -146,8 +150,8 @@ class TaskRunner:
     def _failed(self, lease: Lease, round_no: int, error: Exception) -> None:
         """Decide what an error means, unless the campaign has been taken, paused or deleted meanwhile."""
         try:
-            if isinstance(error, Unavailable):
-                # Not the campaign's fault: the lease goes back and the next look at what is due tries again.
+            if isinstance(error, _WAITED_FOR):
+                # The lease goes back and the next look at what is due tries again.
                 self._waits(lease, round_no, error)
             elif isinstance(error, _PERMANENT):
                 self._fails(lease, round_no, error)

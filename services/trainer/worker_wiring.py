@@ -70,7 +70,9 @@ class _Toolbox:
     def __init__(self, config: Settings, registry: Registry) -> None:
         self._config = config
         self._registry = registry
-        self._scorer = GrpcPoolScorer(config.inference_address, config.embeddings_dir, config.scoring_parallelism)
+        self._scorer = GrpcPoolScorer(
+            config.inference_address, config.embeddings_dir, config.scoring_parallelism, config.inference_access
+        )
 
     def tools(self, campaign: Campaign, watch: Watch) -> Tools:
         config = self._config

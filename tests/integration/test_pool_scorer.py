@@ -1,11 +1,16 @@
 """The trainer's pool scorer against a real inference process."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
-from services.common.errors import BadRequest, NotFound, Stopped, Unavailable
+from services.common.errors import BadRequest, Forbidden, NotFound, Stopped, Unauthenticated, Unavailable
 from services.trainer import pool_scorer
+from services.trainer.doctor import examine
 from services.trainer.pool_scorer import GrpcPoolScorer, Version
+from services.trainer.settings import Settings
+from tests.authorities import Authority
 from tests.fakes import RecordingWatch
 from tests.tiny_models import Folders, TinyModel, embeddings, probabilities, publish, running_inference
 
@@ -90,3 +95,30 @@ def test_a_replica_that_is_away_is_tried_again_and_then_named(folders, at, monke
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 answered UNAVAILABLE"):
         scorer.score(at, ["a"], "margin", RecordingWatch())
     scorer.close()
+
+
+def test_the_scorer_brings_its_certificate_and_an_admin_token(folders, source, at, tmp_path):
+    authority = Authority(tmp_path / "authority")
+    (cert, key), own = authority.issue(), authority.issue("trainer")
+    guarded = {
+        "INFERENCE_TLS_CERT_FILE": str(cert),
+        "INFERENCE_TLS_KEY_FILE": str(key),
+        "INFERENCE_TLS_CLIENT_CA_FILE": str(authority.ca_file),
+        "INFERENCE_ADMIN_TOKEN": "may-all",
+        "INFERENCE_PREDICT_TOKEN": "may-predict",
+    }
+    with running_inference(folders, **guarded) as server:
+        for token, refused in [("may-all", None), ("may-predict", Forbidden), ("", Unauthenticated)]:
+            config = Settings(
+                inference_address=server.address,
+                inference_ca_file=authority.ca_file,
+                inference_cert_file=own[0],
+                inference_key_file=own[1],
+                inference_token=token,
+            )
+            scorer = GrpcPoolScorer(server.address, folders.embeddings_dir, 1, config.inference_access)
+            with pytest.raises(refused) if refused else nullcontext():
+                assert len(scorer.score(at, source.ids["test"], "margin", RecordingWatch())) == 20
+            scorer.close()
+            finding = next(f for f in examine(config) if f.name == "inference")
+            assert (finding.ok, "TRAINER_INFERENCE_TOKEN" in finding.advice) == (not refused, bool(refused))

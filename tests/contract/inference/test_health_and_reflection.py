@@ -10,6 +10,7 @@ SERVICES = [
     "querent.v1.PredictionService",
     "querent.v1.PoolScoringService",
     "querent.v1.ModelRegistryService",
+    "inference.GRPCInferenceService",
 ]
 
 

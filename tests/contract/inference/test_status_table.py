@@ -248,6 +248,8 @@ async def test_several_models_must_be_named(folders: Folders) -> None:
         (errors.Stopped("x"), StatusCode.UNAVAILABLE),
         (errors.Overloaded("x"), StatusCode.RESOURCE_EXHAUSTED),
         (errors.DeadlineExpired("x"), StatusCode.DEADLINE_EXCEEDED),
+        (errors.Unauthenticated("x"), StatusCode.UNAUTHENTICATED),
+        (errors.Forbidden("x"), StatusCode.PERMISSION_DENIED),
         (errors.DamagedArtefact("x"), StatusCode.FAILED_PRECONDITION),
         (errors.Conflict("x"), StatusCode.FAILED_PRECONDITION),
         (errors.LeaseLost("x"), StatusCode.INTERNAL),

@@ -1,5 +1,6 @@
 """`al-inference serve` as a real process."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -8,15 +9,17 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.client.aio import AsyncQuerentClient
 from services.client.client import QuerentClient
-from services.common.errors import Unavailable
+from services.common.errors import QuerentError, Unavailable
 from services.common.pb import prediction_pb2, prediction_pb2_grpc
-from tests.tiny_models import Folders, TinyModel, png, publish, running_inference
+from tests.tiny_models import Folders, RunningInference, TinyModel, png, publish, running_inference
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,59 @@ def test_a_retrying_client_loses_nothing_while_the_server_is_replaced(folders: F
     assert lost == []
 
 
+async def test_a_replica_that_ends_under_load_loses_no_call_of_a_client_that_knows_two(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(), promote=True)
+    lame_duck = {"INFERENCE_LAME_DUCK_SECONDS": "1"}
+    answered, lost = 0, list[Exception]()
+    with running_inference(folders, **lame_duck) as leaving, running_inference(folders, **lame_duck) as staying:
+        done = asyncio.Event()
+
+        async def caller(client: AsyncQuerentClient) -> None:
+            nonlocal answered
+            while not done.is_set():
+                try:
+                    await client.predict([png()])
+                    answered += 1
+                except QuerentError as error:
+                    lost.append(error)
+
+        async def at_least(more: int) -> None:
+            wanted = answered + more
+            while answered < wanted:
+                await asyncio.sleep(0.01)
+
+        target = f"ipv4:{leaving.address},{staying.address}"
+        async with (
+            asyncio.timeout(60),
+            AsyncQuerentClient(target, timeout_s=20) as client,
+            AsyncQuerentClient(leaving.address, timeout_s=5) as of_leaving,
+            grpc.aio.insecure_channel(leaving.address) as channel,
+        ):
+            callers = [asyncio.create_task(caller(client)) for _ in range(8)]
+            await at_least(50)
+            before = await images_of(leaving)
+            assert before > 0
+            assert await images_of(staying) > 0
+            leaving.process.terminate()
+            await asyncio.to_thread(leaving.wait_for_log, "draining")
+            status = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="readiness"))
+            assert status.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert (await of_leaving.predict([png()])).version == 1  # lame duck: it goes on serving
+            assert await images_of(leaving) > before
+            assert await asyncio.to_thread(leaving.process.wait, 20) == 0
+            await at_least(50)
+            done.set()
+            await asyncio.gather(*callers)
+    assert lost == []
+
+
+async def images_of(server: RunningInference) -> float:
+    """How many images it has predicted."""
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(server.metrics_url, timeout=5).read().decode())
+    name = "inference_images_total{"
+    return sum(float(line.rsplit(" ", 1)[1]) for line in page.splitlines() if line.startswith(name))
+
+
 @pytest.mark.parametrize("variable", ["INFERENCE_GRPC_PORT", "INFERENCE_METRICS_PORT"])
 def test_a_port_in_use_is_one_clear_line(folders: Folders, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -111,6 +167,17 @@ def test_every_mistake_in_the_environment_is_told_at_once(folders: Folders) -> N
     for variable in ("INFERENCE_GRPC_PORT", "INFERENCE_DEVICE", "INFERENCE_MODELS"):
         assert variable in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_security_files_that_cannot_be_used_are_one_clear_line(folders: Folders, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for variable, others in [
+        ("INFERENCE_ADMIN_TOKEN_FILE", {}),
+        ("INFERENCE_TLS_CERT_FILE", {"INFERENCE_TLS_KEY_FILE": nowhere}),
+    ]:
+        ended = serve(folders, **{variable: nowhere}, **others)
+        assert ended.returncode == 1
+        assert ended.stderr.strip() == f"al-inference: {variable}: cannot read {nowhere}: No such file or directory"
 
 
 def test_metrics_are_served(folders: Folders) -> None:

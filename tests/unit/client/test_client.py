@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from services.client.aio import AsyncQuerentClient
 from services.client.client import QuerentClient
-from services.client.messages import Progress, channel_options
+from services.client.messages import Progress
 from services.common.errors import BadRequest, DeadlineExpired, NotFound, Unavailable
 from tests.integration.inference.harness import serving
 from tests.tiny_models import Folders, TinyModel, png, probabilities, publish
@@ -89,9 +88,3 @@ async def test_an_unreachable_server_is_named() -> None:
     async with AsyncQuerentClient("127.0.0.1:1", timeout_s=10) as client:
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
             await client.list_models()
-
-
-def test_only_unavailable_is_retried_and_addresses_take_turns() -> None:
-    config = json.loads(str(dict(channel_options())["grpc.service_config"]))
-    assert config["methodConfig"][0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
-    assert config["loadBalancingConfig"] == [{"round_robin": {}}]

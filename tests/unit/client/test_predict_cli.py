@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from services.client.predict_cli import app
+from tests.authorities import Authority
 from tests.integration.inference.harness import serving
 from tests.tiny_models import Folders, TinyModel, colours, png, publish
 
@@ -104,6 +105,29 @@ async def test_a_mistake_in_the_request_is_told_once(address: str, photos: Path)
     assert result.stderr.count("did you mean 'margin'") == 1
     result = await al_predict(photos, "--address", address, "--model", "tinny")
     assert "did you mean 'tiny'" in result.stderr
+
+
+async def test_tls_and_a_token_are_options_or_come_from_the_environment(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, authority = Folders(tmp_path), Authority(tmp_path / "authority")
+    publish(folders.registry, TinyModel(), promote=True)
+    cert, key = authority.issue()
+    (tmp_path / "token").write_text("secret\n")
+    async with serving(folders, tls_cert_file=cert, tls_key_file=key, predict_token="secret") as served:
+        asked = (photos / "0.png", "--address", served.address, "--ca-file", authority.ca_file)
+        result = await al_predict(*asked, "--token-file", tmp_path / "token")
+        assert result.exit_code == 0, result.output
+        result = await al_predict(*asked)
+        assert (result.exit_code, "a valid token is needed" in result.stderr) == (1, True)
+        monkeypatch.setenv("QUERENT_CA_FILE", str(authority.ca_file))
+        monkeypatch.setenv("QUERENT_TOKEN", "secret")
+        assert (await al_predict(*asked[:3])).exit_code == 0
+        result = await al_predict("--help")
+        assert "QUERENT_TOKEN" in result.output
+        assert "secret" not in result.output
+    result = await al_predict(photos / "0.png", "--ca-file", tmp_path / "nowhere.pem")
+    assert (result.exit_code, "nowhere.pem: No such file" in result.stderr) == (1, True)
 
 
 async def test_help_has_examples() -> None:

@@ -53,9 +53,46 @@ def test_an_unknown_sample_is_named(store):
         store.read(["a", "b"])
 
 
-def test_chunks_cover_everything_once(store):
-    ids = [f"s{i}" for i in range(10)]
-    store.append(ids, rows(*range(10)))
-    parts = list(store.chunks(ids, rows=4))
-    assert [len(values) for _, values in parts] == [4, 4, 2]
-    assert np.concatenate([values for _, values in parts]).tolist() == rows(*range(10)).tolist()
+def test_blocks_cover_everything_once_in_storage_order_whatever_the_order_asked_for(store):
+    ids = [f"s{i}" for i in range(3000)]
+    store.append(ids[:2000], rows(*range(2000)))
+    store.append(ids[2000:], rows(*range(2000, 3000)))
+    asked = np.random.default_rng(0).permutation(3000)
+    read = np.zeros((3000, 2), np.float32)
+    seen = []
+    for where, block in store.blocks([ids[i] for i in asked]):
+        assert len(where) == len(block) <= 1024
+        read[where] = block
+        seen.extend(asked[where])
+    assert seen == list(range(3000))
+    assert (read == rows(*asked).astype(np.float16)).all()
+
+
+def test_neighbours_on_disk_are_a_view_of_the_memory_map(store):
+    store.append([f"s{i}" for i in range(100)], rows(*range(100)))
+    ((_, block),) = store.blocks([f"s{i}" for i in range(10, 50)])
+    assert isinstance(block, np.memmap)
+    ((_, gathered),) = store.blocks(["s1", "s1", "s3"])
+    assert gathered.tolist() == rows(1, 1, 3).tolist()
+
+
+def test_many_small_shards_are_found_and_open_again_in_the_same_rows(store, tmp_path):
+    for i in range(40):
+        store.append([f"s{i}", f"t{i}"], rows(i, i + 100))
+    ids = [f"{kind}{i}" for i in range(40) for kind in "ts"]
+    again = EmbeddingStore(tmp_path, "embedding", "source")
+    assert len(store) == len(again) == 80
+    assert (
+        store.read(ids).tolist()
+        == again.read(ids).tolist()
+        == rows(*(i + d for i in range(40) for d in (100, 0))).tolist()
+    )
+
+
+def test_what_a_dead_writer_left_under_a_prefix_is_deleted_and_finished_shards_stay(store):
+    store.append(["a"], rows(1), prefix="00000001-")
+    np.save(store.folder / "00000001-half.f16.npy", np.zeros((1, 2), np.float16))
+    np.save(store.folder / "00000002-other.f16.npy", np.zeros((1, 2), np.float16))
+    store.remove_unfinished("00000001-")
+    assert len(list(store.folder.glob("00000001-*"))) == 3
+    assert (store.folder / "00000002-other.f16.npy").exists()

@@ -32,3 +32,19 @@ def test_every_mistake_is_told_at_once() -> None:
 def test_a_queue_that_cannot_hold_one_request_is_refused() -> None:
     with pytest.raises(ValidationError, match="at least max_images"):
         Settings(queue_limit=10, max_images=20)
+
+
+def test_half_a_pair_of_tls_files_is_refused() -> None:
+    for given in ({"tls_cert_file": "a"}, {"tls_key_file": "a"}):
+        with pytest.raises(ValidationError, match="go together: set both or none"):
+            Settings(**given)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="INFERENCE_TLS_CLIENT_CA_FILE needs"):
+        Settings(tls_client_ca_file=Path("a"))
+
+
+def test_settings_never_show_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERENCE_PREDICT_TOKEN", "s3cret")
+    monkeypatch.setenv("INFERENCE_ADMIN_TOKEN", "s3cret")
+    settings = Settings()
+    assert settings.admin_token.get_secret_value() == "s3cret"
+    assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump_json()}"

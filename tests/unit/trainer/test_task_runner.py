@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
-from services.common.errors import BadRequest, LeaseLost, Stopped, Unavailable
+from services.common.errors import BadRequest, Forbidden, LeaseLost, Stopped, Unauthenticated, Unavailable
 from services.trainer.campaign import Round
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.oracle import SimulatedOracle
@@ -87,8 +87,11 @@ def failing_with(error):
     return make_tools
 
 
-def test_inference_away_makes_the_campaign_wait_and_keeps_nothing(store, leases, make_tasks, campaign):
-    make_tasks(failing_with(Unavailable("no route"))).train_round(campaign.name, 0, pytest.fail)
+@pytest.mark.parametrize("error", [Unavailable, Unauthenticated, Forbidden])
+def test_inference_away_or_refusing_makes_the_campaign_wait_and_keeps_nothing(
+    store, leases, make_tasks, campaign, error
+):
+    make_tasks(failing_with(error("no route"))).train_round(campaign.name, 0, pytest.fail)
     waiting = store.campaign(campaign.name)
     assert (waiting.state, waiting.reason) == ("running", "waiting: no route")
     assert [r.round_no for r in leases.due_rounds(60)] == [0]  # the next look tries again

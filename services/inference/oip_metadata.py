@@ -1,0 +1,170 @@
+"""What the Open Inference Protocol tells of the server, its models and the repository."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from importlib.metadata import version as package_version
+
+from services.common.errors import Conflict, QuerentError
+from services.common.manifest import Manifest
+from services.common.pb import open_inference_pb2 as pb
+from services.common.registry import Registry
+from services.inference.batcher import NORMAL, PRIORITIES, BatchRule
+from services.inference.loading import Key
+from services.inference.model import Model
+from services.inference.oip_tensors import INPUT, OUTPUTS
+from services.inference.statistics import Duration, Statistics
+from services.inference.store import ModelStore
+
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+# Of Triton's extensions those that are here, and no others: clients call what stands in this list.
+EXTENSIONS = ("classification", "model_repository", "model_configuration", "statistics")
+_Index = pb.RepositoryIndexResponse.ModelIndex
+_Tensor = pb.ModelMetadataResponse.TensorMetadata
+
+
+class Catalogue:
+    """`in_memory` gives a version that is in memory, and None for any other."""
+
+    def __init__(
+        self, store: ModelStore, registry: Registry, in_memory: Callable[[Key], Model | None], rule: BatchRule
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._in_memory = in_memory
+        self._rule = rule
+        self._server = pb.ServerMetadataResponse(
+            name="querent", version=package_version("querent"), extensions=EXTENSIONS
+        )
+
+    def server(self) -> pb.ServerMetadataResponse:
+        return self._server
+
+    async def model_metadata(self, name: str, version: int) -> pb.ModelMetadataResponse:
+        """Without a version: of the one that answers, or of the newest, and all that are published."""
+        described = await self._store.describe(name, version)
+        facts = described.manifest
+        return pb.ModelMetadataResponse(
+            name=facts.campaign,
+            versions=map(str, [version] if version else described.published),
+            platform=PLATFORM,
+            inputs=[_Tensor(name=INPUT, datatype="UINT8", shape=(-1, *_image(facts)))],
+            outputs=[
+                _Tensor(name=output, datatype="FP32", shape=(-1, *shape)) for output, shape in _outputs(facts).items()
+            ],
+        )
+
+    async def model_config(self, name: str, version: int) -> pb.ModelConfig:
+        facts = (await self._store.describe(name, version)).manifest
+        return pb.ModelConfig(
+            name=facts.campaign,
+            platform=PLATFORM,
+            backend=BACKEND,
+            max_batch_size=self._rule.max_batch,
+            input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_UINT8, dims=_image(facts))],
+            output=[
+                pb.ModelOutput(
+                    name=output,
+                    data_type=pb.TYPE_FP32,
+                    dims=shape,
+                    label_filename="labels.txt" if output == "probabilities" else "",
+                )
+                for output, shape in _outputs(facts).items()
+            ],
+            dynamic_batching=pb.ModelDynamicBatching(
+                max_queue_delay_microseconds=round(self._rule.max_delay_s * 1e6),
+                priority_levels=len(PRIORITIES),
+                default_priority_level=NORMAL,
+            ),
+        )
+
+    async def statistics(self, name: str, version: int) -> Iterator[pb.ModelStatistics]:
+        """Of the versions in memory; `name` "" and `version` 0 are all of them. Raises NotFound."""
+        if name:
+            await self._store.describe(name, version)
+        keys = await asyncio.to_thread(self._published, name)
+        models = [self._in_memory(key) for key in keys if not version or key[1] == version]
+        return (_statistics(model) for model in models if model)
+
+    # ---- the repository ------------------------------------------------------------------------------
+
+    async def index(self, only_ready: bool) -> list[_Index]:
+        """Every published version of every campaign that is served."""
+        entries = [await self._entry(key) for key in await asyncio.to_thread(self._published, "")]
+        return [entry for entry in entries if entry.state == "READY" or not only_ready]
+
+    async def _entry(self, key: Key) -> _Index:
+        name, version = key
+        if self._in_memory(key):
+            return _Index(name=name, version=str(version), state="READY")
+        try:
+            await self._store.describe(name, version)
+            reason = "not in memory; a request that names this version loads it"
+        except QuerentError as error:
+            reason = str(error)
+        return _Index(name=name, version=str(version), state="UNAVAILABLE", reason=reason)
+
+    async def load(self, name: str) -> None:
+        """Have the promoted version in memory now, not when the registry is looked at next. Raises as `lease` does."""
+        await self._store.sync()
+        # By its number: a promoted version that is damaged must not pass for loaded because an older one answers.
+        promoted = await asyncio.to_thread(self._registry.current, name)
+        async with self._store.lease(name, promoted or 0):
+            pass
+
+    async def unload(self, name: str) -> None:
+        """Raises Conflict while a version answers from memory: which one does is the registry's to say."""
+        described = await self._store.describe(name)
+        campaign, version = described.manifest.campaign, described.manifest.version
+        if described.provider and self._store.answering.get(campaign) == version:
+            raise Conflict(
+                f"version {version} of {campaign!r} answers, and replicas follow the registry; promote another "
+                f"version (al-trainer models promote) or leave {campaign!r} out of INFERENCE_MODELS"
+            )
+
+    def _published(self, name: str) -> list[Key]:
+        served = [name] if name else sorted(self._store.answering)
+        return [(campaign, version) for campaign in served for version in self._registry.versions(campaign)]
+
+
+def _image(facts: Manifest) -> tuple[int, int, int]:
+    return facts.input_height, facts.input_width, 3
+
+
+def _outputs(facts: Manifest) -> dict[str, tuple[int, ...]]:
+    """Shapes without the batch dimension."""
+    classes = len(facts.classes)
+    shapes = ((classes,), (facts.members, classes), (facts.embedding_size,))
+    return dict(zip(OUTPUTS, shapes, strict=True))
+
+
+def _statistics(model: Model) -> pb.ModelStatistics:
+    known: Statistics = model.statistics
+    return pb.ModelStatistics(
+        name=model.name,
+        version=str(model.version),
+        last_inference=known.last_inference_ms,
+        inference_count=known.inference_count,
+        execution_count=known.execution_count,
+        inference_stats=pb.InferStatistics(
+            success=_duration(known.success),
+            fail=_duration(known.fail),
+            queue=_duration(known.queue),
+            compute_input=_duration(known.compute_input),
+            compute_infer=_duration(known.compute_infer),
+            compute_output=_duration(known.compute_output),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=size,
+                compute_input=_duration(parts[0]),
+                compute_infer=_duration(parts[1]),
+                compute_output=_duration(parts[2]),
+            )
+            for size, parts in sorted(known.batches.items())
+        ],
+    )
+
+
+def _duration(total: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=total.count, ns=total.ns)
