@@ -5,7 +5,8 @@ async with AsyncQuerentClient("127.0.0.1:8001") as querent:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +29,7 @@ from services.client.messages import (
     tell,
 )
 from services.common.access import Access
-from services.common.errors import QuerentError
+from services.common.errors import QuerentError, Unavailable
 from services.common.pb import (
     model_registry_pb2,
     model_registry_pb2_grpc,
@@ -75,21 +76,17 @@ class AsyncQuerentClient:
         request = await asyncio.to_thread(
             predict_request, images, model, version, top, acquisition, with_embedding, priority, with_feedback_id
         )
-        try:
+        with self._translated():
             return predictions_of(
                 await self._prediction.Predict(request, timeout=self.timeout_s, metadata=self._metadata())
             )
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
 
     async def feedback(self, items: Iterable[Feedback]) -> int:
         """Tell the true classes of earlier predictions; all are kept or none. Gives how many were new."""
-        try:
+        with self._translated():
             done = await self._prediction.Feedback(
                 feedback_request(items), timeout=self.timeout_s, metadata=self._metadata()
             )
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
         return done.recorded - done.repeats
 
     async def score_pool(
@@ -114,15 +111,13 @@ class AsyncQuerentClient:
             top=top,
         )
         answered, ids, scores = 0, list[str](), list[float]()
-        try:
+        with self._translated():
             async for response in self._pool.ScorePool(request, timeout=self.pool_timeout_s, metadata=self._metadata()):
                 answered = response.version
                 if response.HasField("progress"):
                     tell(on_progress, response.progress)
                 ids.extend(response.scores.sample_ids)
                 scores.extend(response.scores.scores)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
         return pool_scores(answered, ids, scores)
 
     async def embed(
@@ -138,30 +133,24 @@ class AsyncQuerentClient:
             model=model, version=version, source_id=source_id, sample_ids=sample_ids
         )
         embedding_id = ""
-        try:
+        with self._translated():
             async for response in self._pool.Embed(request, timeout=self.pool_timeout_s, metadata=self._metadata()):
                 embedding_id = response.embedding_id
                 tell(on_progress, response.progress)
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
         if not embedding_id:
             raise QuerentError(f"{self.address} ended the call without an answer")
         return embedding_id
 
     async def get_model(self, model: str = "", version: int = 0) -> model_registry_pb2.Model:
         request = model_registry_pb2.GetModelRequest(model=model, version=version)
-        try:
+        with self._translated():
             return await self._models.GetModel(request, timeout=self.timeout_s, metadata=self._metadata())
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
 
     async def list_models(self) -> list[model_registry_pb2.Model]:
-        try:
+        with self._translated():
             answer = await self._models.ListModels(
                 model_registry_pb2.ListModelsRequest(), timeout=self.timeout_s, metadata=self._metadata()
             )
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
         return list(answer.models)
 
     async def watch_model(
@@ -176,14 +165,27 @@ class AsyncQuerentClient:
             model_registry_pb2.WatchModelRequest(model=model), timeout=timeout_s, metadata=self._metadata()
         )
         try:
-            async for seen in call:
-                yield seen
-        except grpc.aio.AioRpcError as error:
-            raise error_of(error, self.address) from error
+            with self._translated():
+                async for seen in call:
+                    yield seen
         finally:
             call.cancel()
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Statuses as our errors; so too what a call ends with when this client is closed under it."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise error_of(error, self.address) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise  # the caller's own cancellation
+            raise Unavailable(f"the client of {self.address} was closed before the answer came") from error
+
     async def close(self) -> None:
+        """Calls that still run end as Unavailable."""
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:

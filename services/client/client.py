@@ -181,6 +181,7 @@ class QuerentClient:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
+        """Calls that still run in other threads end as Unavailable."""
         self._channel.close()
 
     def __enter__(self) -> Self:

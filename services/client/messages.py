@@ -25,6 +25,9 @@ _ERRORS: dict[grpc.StatusCode, type[errors.QuerentError]] = {
     grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: errors.Forbidden,
     grpc.StatusCode.FAILED_PRECONDITION: errors.DamagedArtefact,
+    # The replica stopped under the call, which may have run: the channel does not repeat it. Callers may, since none of
+    # our calls does harm when it runs twice.
+    grpc.StatusCode.CANCELLED: errors.Unavailable,
 }
 
 
@@ -100,6 +103,8 @@ def error_of(error: grpc.RpcError, address: str) -> errors.QuerentError:
     status: Any = error
     code, details = status.code(), status.details() or ""
     kind = _ERRORS.get(code, errors.QuerentError)
+    if code is grpc.StatusCode.CANCELLED:
+        return kind(f"the call to {address} was cancelled before its answer, as by a service that stops: {details}")
     if kind is errors.Unavailable:
         return kind(f"the inference service at {address} is not available or not ready: {details}")
     if kind is errors.DeadlineExpired:

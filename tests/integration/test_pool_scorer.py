@@ -1,11 +1,14 @@
 """The trainer's pool scorer against a real inference process."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
+import grpc
 import numpy as np
 import pytest
 
 from services.common.errors import BadRequest, Forbidden, NotFound, Stopped, Unauthenticated, Unavailable
+from services.common.pb import pool_scoring_pb2, pool_scoring_pb2_grpc
 from services.trainer import pool_scorer
 from services.trainer.doctor import examine
 from services.trainer.pool_scorer import GrpcPoolScorer, Version
@@ -95,6 +98,34 @@ def test_a_replica_that_is_away_is_tried_again_and_then_named(folders, at, monke
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 answered UNAVAILABLE"):
         scorer.score(at, ["a"], "margin", RecordingWatch())
     scorer.close()
+
+
+class StopsOnce(pool_scoring_pb2_grpc.PoolScoringServiceServicer):
+    """Cancels the first call, as a server does that stops under it, and answers the next."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def ScorePool(self, request, context):
+        self.calls += 1
+        if self.calls == 1:
+            context.abort(grpc.StatusCode.CANCELLED, "stopping")
+        scores = pool_scoring_pb2.Scores(sample_ids=request.sample_ids, scores=[0.5] * len(request.sample_ids))
+        yield pool_scoring_pb2.ScorePoolResponse(version=1, scores=scores)
+
+
+def test_a_shard_that_a_stopping_replica_cancelled_is_tried_again(folders, source, at):
+    servicer, server = StopsOnce(), grpc.server(ThreadPoolExecutor(2))
+    pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    scorer = GrpcPoolScorer(address, folders.embeddings_dir, parallelism=1)
+    try:
+        assert scorer.score(at, ["a", "b"], "margin", RecordingWatch()).tolist() == [0.5, 0.5]
+        assert servicer.calls == 2
+    finally:
+        scorer.close()
+        server.stop(None)
 
 
 def test_the_scorer_brings_its_certificate_and_an_admin_token(folders, source, at, tmp_path):

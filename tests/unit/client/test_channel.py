@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 
 import grpc
 import pytest
 
 from services.client.aio import AsyncQuerentClient
 from services.client.client import QuerentClient
-from services.common.errors import QuerentError
+from services.common.errors import QuerentError, Unavailable
 from services.common.pb import model_registry_pb2, model_registry_pb2_grpc
+
+Servicer = TypeVar("Servicer", bound=model_registry_pb2_grpc.ModelRegistryServiceServicer)
 
 CALLERS = ["sync", "asyncio"]
 
@@ -31,7 +34,7 @@ class CountingRegistry(model_registry_pb2_grpc.ModelRegistryServiceServicer):
 
 
 @asynccontextmanager
-async def listening(servicer: CountingRegistry) -> AsyncIterator[CountingRegistry]:
+async def listening(servicer: Servicer) -> AsyncIterator[Servicer]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     model_registry_pb2_grpc.add_ModelRegistryServiceServicer_to_server(servicer, server)
     servicer.port = server.add_insecure_port("127.0.0.1:0")
@@ -74,6 +77,50 @@ async def test_no_other_status_is_tried_again(caller: str, status: grpc.StatusCo
         with pytest.raises(QuerentError, match="as told"):
             await list_models(caller, f"127.0.0.1:{replica.port}")
     assert len(replica.deadlines) == 1
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+async def test_a_call_that_a_stopping_service_cancels_is_unavailable(caller: str) -> None:
+    async with listening(CountingRegistry(grpc.StatusCode.CANCELLED)) as replica:
+        with pytest.raises(Unavailable, match=rf"{replica.port} was cancelled before its answer.*as told"):
+            await list_models(caller, f"127.0.0.1:{replica.port}")
+
+
+class NeverAnswers(model_registry_pb2_grpc.ModelRegistryServiceServicer):
+    def __init__(self) -> None:
+        self.port = 0
+        self.called = asyncio.Event()
+
+    async def ListModels(self, request, context):
+        self.called.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_client_that_is_closed_under_a_call_ends_it_as_unavailable() -> None:
+    async with listening(NeverAnswers()) as replica:
+        client = AsyncQuerentClient(f"127.0.0.1:{replica.port}", timeout_s=20)
+        call = asyncio.create_task(client.list_models())
+        await replica.called.wait()
+        await client.close()
+        with pytest.raises(Unavailable, match="was closed before the answer"):
+            await call
+
+        replica.called.clear()
+        blocking = QuerentClient(f"127.0.0.1:{replica.port}", timeout_s=20)
+        call = asyncio.create_task(asyncio.to_thread(blocking.list_models))
+        await replica.called.wait()
+        blocking.close()
+        with pytest.raises(Unavailable, match="was cancelled before its answer"):
+            await call
+
+
+async def test_the_callers_own_cancellation_stays_one() -> None:
+    async with listening(NeverAnswers()) as replica, AsyncQuerentClient(f"127.0.0.1:{replica.port}") as client:
+        call = asyncio.create_task(client.list_models())
+        await replica.called.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
 
 
 @pytest.mark.parametrize("caller", CALLERS)
