@@ -1,5 +1,6 @@
-"""Every metric of the inference service, and when the series of a model version end."""
+"""Every metric of the inference service, and when the series of a model version begin and end."""
 
+import threading
 from collections import OrderedDict
 from typing import Literal
 
@@ -19,7 +20,8 @@ _CALL_SECONDS = (*_SECONDS, 60, 300, 1800)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _VERSION = ("model", "version", "round")
-# Versions with series of feedback, whether in memory or not.
+_Labels = tuple[str, str, str]
+# Versions that have left memory and keep their series of feedback.
 FEEDBACK_VERSIONS = 64
 
 
@@ -65,7 +67,7 @@ class Metrics:
         self.feedback = self._counter(
             "inference_feedback", "Predictions whose true class was told, once each.", (*_VERSION, "correct")
         )
-        self._told_of: OrderedDict[tuple[str, str, str], None] = OrderedDict()
+        self._feedback_series = _FeedbackSeries(self.feedback)
         self.confidence = self._histogram(
             "inference_prediction_confidence",
             "Probability of the most probable class.",
@@ -81,9 +83,10 @@ class Metrics:
         accuracy = manifest.metrics.get("test", {}).get("accuracy")
         if accuracy is not None:
             self.model_accuracy.labels(*version).set(accuracy)
+        self._feedback_series.loaded(version)
 
     def unloaded(self, manifest: Manifest, provider: str) -> None:
-        """End the series of a version, so that a dashboard shows only what is there."""
+        """End the series of a version, so that a dashboard shows only what is there; those of feedback stay a while."""
         version = _labels(manifest)
         self._triton.remove(*version[:2])
         self.model_info.remove(*version, provider)
@@ -92,23 +95,14 @@ class Metrics:
         self.confidence.remove(*version[:2])
         for purpose in PURPOSES:
             self.images.remove(*version, purpose)
+        self._feedback_series.unloaded(version)
 
     def count_images(self, manifest: Manifest, purpose: Purpose, count: int) -> None:
         self.images.labels(*_labels(manifest), purpose).inc(count)
 
     def count_feedback(self, campaign: str, version: int, round_no: int, correct: bool) -> None:
-        """Feedback comes long after its prediction: these series outlive the version in memory.
-
-        Those of the versions that were told of last are kept. Call it from one thread only.
-        """
-        told_of = campaign, str(version), str(round_no)
-        self._told_of[told_of] = None
-        self._told_of.move_to_end(told_of)
-        self.feedback.labels(*told_of, str(correct).lower()).inc()
-        if len(self._told_of) > FEEDBACK_VERSIONS:
-            oldest, _ = self._told_of.popitem(last=False)
-            for value in ("true", "false"):
-                self.feedback.remove(*oldest, value)
+        """Also of a version that is not in memory. Thread-safe."""
+        self._feedback_series.count((campaign, str(version), str(round_no)), correct)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
@@ -120,5 +114,46 @@ class Metrics:
         return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
 
 
-def _labels(manifest: Manifest) -> tuple[str, str, str]:
+def _labels(manifest: Manifest) -> _Labels:
     return manifest.campaign, str(manifest.version), str(manifest.round)
+
+
+class _FeedbackSeries:
+    """Begin at 0 with a version and outlive it in memory, since feedback comes long after its prediction (ADR 8).
+
+    Of the versions that left memory, those that left it or were told of last keep theirs. Thread-safe: versions come
+    and go in the event loop, feedback is counted beside it.
+    """
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._in_memory: set[_Labels] = set()
+        self._away: OrderedDict[_Labels, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def loaded(self, version: _Labels) -> None:
+        with self._lock:
+            self._in_memory.add(version)
+            self._away.pop(version, None)
+            # A series that begins at its first count hides that one from increase().
+            for correct in ("true", "false"):
+                self._counter.labels(*version, correct)
+
+    def unloaded(self, version: _Labels) -> None:
+        with self._lock:
+            self._in_memory.discard(version)
+            self._keep(version)
+
+    def count(self, version: _Labels, correct: bool) -> None:
+        with self._lock:
+            self._counter.labels(*version, str(correct).lower()).inc()
+            if version not in self._in_memory:
+                self._keep(version)
+
+    def _keep(self, version: _Labels) -> None:
+        self._away[version] = None
+        self._away.move_to_end(version)
+        if len(self._away) > FEEDBACK_VERSIONS:
+            oldest, _ = self._away.popitem(last=False)
+            for correct in ("true", "false"):
+                self._counter.remove(*oldest, correct)

@@ -162,15 +162,47 @@ async def test_a_folder_that_cannot_be_written_is_unavailable_and_says_the_way_o
         assert (await served.prediction.Feedback(request)).repeats == 0
 
 
-async def test_series_of_feedback_are_bounded(folders: Folders) -> None:
+def feedback_series(served: Served) -> dict[tuple[str, str], float]:
+    """(version, correct) -> count"""
+    return {
+        (sample.labels["version"], sample.labels["correct"]): sample.value
+        for metric in served.server.metrics.registry.collect()
+        if metric.name == "inference_feedback"
+        for sample in metric.samples
+    }
+
+
+async def test_the_series_of_a_version_begin_at_0_so_that_increase_sees_its_first_feedback(folders: Folders) -> None:
     async with serving(folders) as served:
-        for version in range(1, FEEDBACK_VERSIONS + 3):
+        assert feedback_series(served) == {("1", "true"): 0, ("1", "false"): 0}
+        prediction = await predicted(served)
+        await served.client.feedback([Feedback(prediction.prediction_id, prediction.label)])
+        assert feedback_series(served) == {("1", "true"): 1, ("1", "false"): 0}
+
+
+async def test_the_series_of_a_version_outlive_it_in_memory_and_go_on_when_it_comes_back(folders: Folders) -> None:
+    async with serving(folders) as served:
+        prediction = await predicted(served)
+        told = Feedback(prediction.prediction_id, prediction.label)
+        await served.client.feedback([told])
+        model = MODEL
+        for _ in range(4):  # beyond INFERENCE_MAX_LOADED
+            model = next_version(model)
+            publish(folders.registry, model, promote=True)
+            await served.client.predict([png()], model="tiny", version=model.version)
+        info = {"model": "tiny", "version": "1", "round": "0", "provider": "CPUExecutionProvider"}
+        assert not served.has_series("inference_model_info", **info)
+        assert feedback_series(served)["1", "true"] == 1
+        await served.client.predict([png()], model="tiny", version=1)
+        assert served.has_series("inference_model_info", **info)
+        assert feedback_series(served)["1", "true"] == 1
+
+
+async def test_series_of_feedback_are_bounded_and_those_of_versions_in_memory_stay(folders: Folders) -> None:
+    async with serving(folders) as served:
+        for version in range(2, FEEDBACK_VERSIONS + 4):
             served.server.metrics.count_feedback("tiny", version, version - 1, correct=version % 2 == 0)
-        series = [
-            sample.labels["version"]
-            for metric in served.server.metrics.registry.collect()
-            if metric.name == "inference_feedback"
-            for sample in metric.samples
-        ]
-        assert len(series) == FEEDBACK_VERSIONS
-        assert {"1", "2"}.isdisjoint(series)
+        versions = {version for version, _ in feedback_series(served)}
+        assert len(versions) == FEEDBACK_VERSIONS + 1
+        assert "1" in versions  # in memory, and never told of
+        assert {"2", "3"}.isdisjoint(versions)
