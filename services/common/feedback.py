@@ -6,7 +6,7 @@ step over it and say so.
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,8 +50,15 @@ def to_line(feedback: Feedback) -> bytes:
     return canonical_json(fields | {"crc": _crc(fields)}) + b"\n"
 
 
-def read_journal(path: Path) -> Iterator[Feedback]:
-    """Every whole line in order; the others are warned about and left out. Raises NotFound."""
+OnSkipped = Callable[[Path, int, str], None]
+
+
+def warn_skipped(journal: Path, line: int, why: str) -> None:
+    log.warning("feedback_line_skipped", journal=str(journal), line=line, why=why)
+
+
+def read_journal(path: Path, on_skipped: OnSkipped = warn_skipped) -> Iterator[Feedback]:
+    """Every whole line in order; `on_skipped` is told of the others. Raises NotFound."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -59,7 +66,7 @@ def read_journal(path: Path) -> Iterator[Feedback]:
                 if feedback is not None:
                     yield feedback
                 else:
-                    log.warning("feedback_line_skipped", journal=str(path), line=number, why=_why(line))
+                    on_skipped(path, number, _why(line))
     except OSError as error:
         raise NotFound(f"{path} cannot be read: {error.strerror}") from error
 
@@ -88,7 +95,11 @@ def _from_line(line: bytes) -> Feedback | None:
 
 
 def _why(line: bytes) -> str:
-    return "does not match its checksum" if line.endswith(b"\n") else "torn: the replica died while writing it"
+    return (
+        "does not match its checksum"
+        if line.endswith(b"\n")
+        else "torn: its replica died while writing it, or is writing it now"
+    )
 
 
 def _crc(fields: dict[str, object]) -> str:

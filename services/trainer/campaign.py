@@ -1,5 +1,6 @@
 """A campaign and its rounds as plain values: what the store gives and the story of a round works with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +57,20 @@ class Label:
     origin: str
     round_no: int
     drawn_at_random: bool
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an import of labels must know of a campaign, as one transaction sees it."""
+
+    # The round that will train on what is imported now.
+    round_no: int
+    # Labels that the budget has left.
+    room: int
+    # Sample id -> class index.
+    labelled: Mapping[str, int]
+    # Samples that a round has asked for and that have no label yet.
+    asked: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from services.trainer.config import CampaignConfig, parse_config
 from services.trainer.oracle import Answer
 from services.trainer.pool import Pool
 from services.trainer.tables import CampaignRow, LabelRow, LeaseRow, NumberRow, PickRow, ProgressRow, RoundRow
-from services.trainer.transactions import Transactions, round_of
+from services.trainer.transactions import Transactions, label_row, round_of
+
+# Imported labels have no pick.
+_PICK_OF_LABEL = (PickRow.campaign == LabelRow.campaign) & (PickRow.sample_id == LabelRow.sample_id)
 
 
 class CampaignStore(Transactions):
@@ -190,7 +193,7 @@ class CampaignStore(Transactions):
                     )
                 if answer.sample_id not in asked:
                     raise BadRequest(f"sample {answer.sample_id} was not asked for in round {round_no}")
-                session.add(_label_row(lease.campaign, round_no, answer, asked[answer.sample_id].drawn_at_random))
+                session.add(label_row(lease.campaign, round_no, answer, asked[answer.sample_id].drawn_at_random))
             row.state = "training"
 
     def _asked(self, session: Session, name: str, round_no: int) -> list[PickRow]:
@@ -198,12 +201,12 @@ class CampaignStore(Transactions):
         return list(session.scalars(query))
 
     def labels(self, name: str, up_to_round: int | None = None) -> list[Label]:
-        """In the order in which the picks were made: the same order after any crash."""
+        """Each round's in the order of its picks, then what was imported for it: the same order after any crash."""
         query = (
-            select(LabelRow, PickRow.rank)
-            .join(PickRow, (PickRow.campaign == LabelRow.campaign) & (PickRow.sample_id == LabelRow.sample_id))
+            select(LabelRow)
+            .outerjoin(PickRow, _PICK_OF_LABEL)
             .where(LabelRow.campaign == name)
-            .order_by(LabelRow.round_no, PickRow.rank)
+            .order_by(LabelRow.round_no, PickRow.rank.is_(None), PickRow.rank, LabelRow.id)
         )
         if up_to_round is not None:
             query = query.where(LabelRow.round_no <= up_to_round)
@@ -214,14 +217,19 @@ class CampaignStore(Transactions):
             ]
 
     def pool(self, name: str, ids: Sequence[str]) -> Pool:
-        """The pool with what has been asked for so far counted as labelled."""
+        """The pool with what has been asked for or imported so far counted as labelled."""
+        picked = select(PickRow.sample_id, PickRow.round_no).where(PickRow.campaign == name)
+        imported = (
+            select(LabelRow.sample_id, LabelRow.round_no)
+            .outerjoin(PickRow, _PICK_OF_LABEL)
+            .where(LabelRow.campaign == name, PickRow.rank.is_(None))
+        )
         with self.reading() as session:
-            picked = session.execute(
-                select(PickRow.sample_id, PickRow.round_no)
-                .where(PickRow.campaign == name)
-                .order_by(PickRow.round_no, PickRow.rank)
-            ).all()
-        return Pool(tuple(ids), {row.sample_id: row.round_no for row in picked})
+            rows = [
+                *session.execute(picked.order_by(PickRow.round_no, PickRow.rank)),
+                *session.execute(imported.order_by(LabelRow.round_no, LabelRow.id)),
+            ]
+        return Pool(tuple(ids), {row.sample_id: row.round_no for row in sorted(rows, key=lambda row: row.round_no)})
 
     def save_round(self, lease: Lease, done: Round) -> None:
         """The round's last commit. A round that is done already stays as it is."""
@@ -286,16 +294,3 @@ def _campaign(row: CampaignRow) -> Campaign:
     classes = tuple(json.loads(row.classes))
     state: CampaignState = row.state  # type: ignore[assignment]
     return Campaign(row.name, config, row.source_id, classes, state, row.reason, row.created_at)
-
-
-def _label_row(name: str, round_no: int, answer: Answer, drawn_at_random: bool) -> LabelRow:
-    return LabelRow(
-        campaign=name,
-        sample_id=answer.sample_id,
-        class_index=answer.class_index,
-        annotator=answer.annotator,
-        origin=answer.origin,
-        round_no=round_no,
-        drawn_at_random=drawn_at_random,
-        created_at=time.time(),
-    )

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from services.common.errors import Conflict, QuerentError
 from services.common.observability import configure_logging
-from services.trainer import models_cli, wiring
+from services.trainer import labels_cli, models_cli, wiring
 from services.trainer.campaign import AT_REST, Campaign
 from services.trainer.config import load_config
 from services.trainer.follow import follow, progress_bars
@@ -35,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_cli.app, name="models")
+app.add_typer(labels_cli.app, name="labels")
 console = Console()
 
 CampaignName = Annotated[str, typer.Argument(help="A campaign's name, as `al-trainer list` shows it.")]

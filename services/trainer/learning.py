@@ -25,7 +25,7 @@ class SilentWatch:
 
 @dataclass(frozen=True)
 class LabelledSamples:
-    """What the budget has bought, in the order in which it was bought."""
+    """What the budget was spent on, in the order in which it was."""
 
     ids: tuple[str, ...]
     # Class index of each sample, int64 (N,).

@@ -16,7 +16,7 @@ class Answer:
     sample_id: str
     class_index: int
     annotator: str
-    # How the label came to be: "simulated" here; people and imports have their own.
+    # How the label came to be: "simulated" here, "feedback" for what was told about a prediction.
     origin: str
 
 

@@ -102,14 +102,23 @@ class RoundRunner:
     def _score_and_pick(self, current: Round) -> None:
         clock = _Stopwatch()
         pool = self._store.pool(self._campaign.name, self._tools.pool_ids)
+        wanted = self._wanted(pool, current.round_no)
+        if not wanted:
+            self._store.save_picks(self._lease, current.round_no, [], {}, None)
+            return
         self._begin("score", current.round_no)
         with clock.phase("score"):
             scored = self._score(pool, current)
         self._begin("pick", current.round_no)
         with clock.phase("pick"):
-            picks = self._pick(scored, current.round_no)
+            picks = self._pick(scored, wanted, current.round_no)
         rate = len(scored.ids) / clock.seconds["score"] if scored.scores is not None else None
         self._store.save_picks(self._lease, current.round_no, picks, clock.seconds, rate)
+
+    def _wanted(self, pool: Pool, round_no: int) -> int:
+        """Labels that the round buys. Imported ones are paid for from the same budget, so the last rounds buy fewer."""
+        config = self._campaign.config
+        return max(0, min(config.batch_of(round_no), config.budget - len(pool.labelled)))
 
     def _score(self, pool: Pool, current: Round) -> ScoredPool:
         """The unlabelled samples as the newest published version sees them: that of the round before."""
@@ -128,11 +137,11 @@ class RoundRunner:
 
         return ScoredPool(pool.unlabelled, pool.labelled, scores, embeddings, look)
 
-    def _pick(self, scored: ScoredPool, round_no: int) -> list[Pick]:
+    def _pick(self, scored: ScoredPool, wanted: int, round_no: int) -> list[Pick]:
         """The strategy's batch, with a share drawn at random: the rows that may decide on promotion."""
         config = self._campaign.config
         rng = np.random.default_rng([config.seed, round_no])
-        budget = min(config.batch_of(round_no), len(scored.ids))
+        budget = min(wanted, len(scored.ids))
         name = config.strategy_of(round_no)
         random_count = budget if name == "random" else round(budget * config.random_share)
         drawn = strategy("random").pick(scored, random_count, rng)
@@ -178,7 +187,7 @@ class RoundRunner:
     def _label(self, round_no: int) -> bool:
         ids = [p.sample_id for p in self._store.picks(self._campaign.name, round_no)]
         if not ids:
-            return True  # round 0 buys nothing
+            return True  # round 0 buys nothing, nor does one that only trains on imported labels
         # A crash may have come between the picks and the request; asking twice asks once.
         self._tools.oracle.request(ids)
         answers = self._tools.oracle.answers(ids)

@@ -108,7 +108,9 @@ class TaskRunner:
 
     def _advance(self, owned: "_Owned") -> bool:
         campaign, newest = owned.campaign, self.store.newest_round(owned.campaign.name)
-        if newest.round_no >= campaign.config.last_round:
+        # Labels that the newest round trained on: those imported since then are owed a round, whatever is left.
+        spent = newest.report["labels"] >= campaign.config.budget
+        if spent or newest.round_no >= campaign.config.last_round:
             reason = f"the budget is spent: {newest.report['labels']} labels bought"
             self._write_report(campaign, reason)
             self.store.finish(owned.lease, reason)

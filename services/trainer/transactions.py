@@ -1,6 +1,7 @@
 """Transactions on the campaign database: reads need nothing, a worker's writes need its lease."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from services.common.errors import LeaseLost, Unavailable
 from services.trainer.campaign import Lease, Round
-from services.trainer.tables import LeaseRow, RoundRow
+from services.trainer.oracle import Answer
+from services.trainer.tables import LabelRow, LeaseRow, RoundRow
 
 
 class Transactions:
@@ -59,4 +61,17 @@ def round_of(row: RoundRow) -> Round:
         images_per_second=row.images_per_second,
         seconds=json.loads(row.seconds),
         report=json.loads(row.report),
+    )
+
+
+def label_row(name: str, round_no: int, answer: Answer, drawn_at_random: bool) -> LabelRow:
+    return LabelRow(
+        campaign=name,
+        sample_id=answer.sample_id,
+        class_index=answer.class_index,
+        annotator=answer.annotator,
+        origin=answer.origin,
+        round_no=round_no,
+        drawn_at_random=drawn_at_random,
+        created_at=time.time(),
     )

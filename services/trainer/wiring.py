@@ -6,6 +6,7 @@ from functools import lru_cache
 from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
+from services.trainer.label_imports import LabelImports
 from services.trainer.leases import LeaseStore
 from services.trainer.settings import Settings
 
@@ -16,6 +17,7 @@ class Stores:
 
     campaigns: CampaignStore
     leases: LeaseStore
+    imports: LabelImports
     registry: Registry
 
 
@@ -27,4 +29,4 @@ def settings() -> Settings:
 def open_stores(config: Settings) -> Stores:
     """Raises BadConfig or Unavailable when the database cannot be opened."""
     engine = open_database(config.database_url)
-    return Stores(CampaignStore(engine), LeaseStore(engine), Registry(config.registry_dir))
+    return Stores(CampaignStore(engine), LeaseStore(engine), LabelImports(engine), Registry(config.registry_dir))

@@ -10,7 +10,9 @@ import sys
 import pytest
 from PIL import Image
 
+from services.common.feedback import Feedback, to_line
 from services.common.registry import Registry
+from services.common.samples import SampleStore
 from services.trainer.campaign import Pick, Round
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
@@ -179,6 +181,107 @@ def test_models_are_listed_promoted_rolled_back_pinned_and_pruned(al_trainer, fi
     assert "published: 1, 3" in al_trainer("models", "promote", finished, 2).stderr
 
 
+# ---- labels import-feedback ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pets(al_trainer, tmp_path, images):
+    """A running campaign of 24 pool images with a budget of 15, and the ids of both splits."""
+    assert al_trainer("run", write_config(tmp_path)).returncode == 0
+    (source,) = [path.stem for path in (tmp_path / "sources").glob("*.json")]
+    samples = SampleStore.open(tmp_path / "sources", tmp_path / "data", source)
+    return samples.ids("pool"), samples.ids("test")
+
+
+def write_journal(tmp_path, *told, torn=b""):
+    """(sample id, class) pairs, as a replica writes them."""
+    path = tmp_path / "feedback" / "host-1-1-000.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    lines = [to_line(Feedback(f"p{i}", "pets-1", 2, 1, s, "cat", c, "ann", 1.0, 2.0)) for i, (s, c) in enumerate(told)]
+    path.write_bytes(b"".join(lines) + torn)
+    return path.parent
+
+
+def labels_of(environment, name="pets-1"):
+    return CampaignStore(open_database(environment["TRAINER_DATABASE_URL"])).labels(name)
+
+
+def test_feedback_is_imported_once_and_what_is_not_is_explained(al_trainer, tmp_path, environment, pets):
+    (first, second, argued, *_), (tested, *_) = pets
+    told = [(first, "cat"), (second, "dog"), (argued, "cat"), (argued, "dog"), (tested, "cat"), ("0" * 32, "cat")]
+    journals = write_journal(tmp_path, *told, torn=b'{"annotator":"ann"')
+
+    dry = al_trainer("labels", "import-feedback", "pets-1", journals, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "would be imported" in dry.stdout
+    assert labels_of(environment) == []
+
+    left_out = tmp_path / "left-out.jsonl"
+    result = al_trainer("labels", "import-feedback", "pets-1", journals, "--left-out", left_out)
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "7 answers in 1 journal",
+        "imported 2",
+        "answers about one image that disagree: none is taken 2",
+        "a test sample: never trained on 1",
+        "an image that is not in the campaign's source 1",
+        "damaged lines 1",
+        f"{argued}: told 'dog' by ann",
+        f"{'0' * 32}: told 'cat' by ann",
+        "host-1-1-000.jsonl, line 7: torn",
+        "round 1 trains on 2 new labels; 13 of 15 labels are left in the budget",
+    ):
+        assert line in " ".join(result.stdout.split()), line
+    reasons = [json.loads(line)["why"] for line in left_out.read_text().splitlines()]
+    assert len(reasons) == 4
+    labels = labels_of(environment)
+    assert [(it.sample_id, it.class_index, it.annotator, it.origin) for it in labels] == [
+        (first, 0, "ann", "feedback"),
+        (second, 1, "ann", "feedback"),
+    ]
+
+    again = al_trainer("labels", "import-feedback", "pets-1", journals)
+    assert again.returncode == 0, again.stderr
+    assert "nothing new for pets-1; 13 of 15 labels are left" in again.stdout
+    assert labels_of(environment) == labels
+
+
+def test_an_import_beyond_the_budget_says_how_much_was_left_out(al_trainer, tmp_path, environment, pets):
+    journals = write_journal(tmp_path, *((sample, "cat") for sample in pets[0][:18]))
+    result = al_trainer("labels", "import-feedback", "pets-1", journals)
+    assert result.returncode == 0, result.stderr
+    assert "beyond the budget 3" in " ".join(result.stdout.split())
+    assert "0 of 15 labels are left" in result.stdout
+    assert [it.sample_id for it in labels_of(environment)] == pets[0][:15]
+
+
+def test_an_answer_that_contradicts_a_label_is_a_conflict_and_changes_nothing(al_trainer, tmp_path, environment, pets):
+    al_trainer("labels", "import-feedback", "pets-1", write_journal(tmp_path, (pets[0][0], "cat")))
+    before = labels_of(environment)
+    journals = write_journal(tmp_path, (pets[0][0], "dog"))
+    result = al_trainer("labels", "import-feedback", "pets-1", journals)
+    assert result.returncode == 1
+    assert f"{pets[0][0]}: told 'dog' by ann, labelled 'cat'" in result.stdout
+    assert "nothing in these journals can be imported into pets-1" in result.stderr
+    assert labels_of(environment) == before
+
+
+def test_an_import_that_cannot_be_is_explained(al_trainer, tmp_path, pets):
+    journals = write_journal(tmp_path, (pets[0][0], "cat"))
+    (tmp_path / "empty").mkdir()
+    al_trainer("cancel", "pets-1")
+    for campaign, folder, told in [
+        ("pets-2", journals, "no campaign 'pets-2'; did you mean 'pets-1'?"),
+        ("pets-1", tmp_path / "nowhere", "no journal"),
+        ("pets-1", tmp_path / "empty", "no journals in"),
+        ("pets-1", journals, "campaign 'pets-1' is cancelled"),
+    ]:
+        result = al_trainer("labels", "import-feedback", campaign, folder)
+        assert result.returncode == 1
+        assert told in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_report_is_written_again(al_trainer, finished, tmp_path):
     assert al_trainer("report", finished).returncode == 0
     assert (tmp_path / "reports" / finished / "report.html").is_file()
@@ -224,7 +327,9 @@ def test_every_command_has_help(al_trainer):
         "delete",
         "report",
         "models",
+        "labels",
         "doctor",
     ):
         assert command in text
     assert "Example" in al_trainer("run", "--help").stdout
+    assert "Examples" in al_trainer("labels", "import-feedback", "--help").stdout

@@ -4,6 +4,7 @@ from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.config import parse_config
 from services.trainer.database import open_database
+from services.trainer.label_imports import LabelImports
 from services.trainer.leases import LeaseStore
 from tests.fakes import FakePool
 
@@ -35,6 +36,11 @@ def store(engine):
 @pytest.fixture
 def leases(engine):
     return LeaseStore(engine)
+
+
+@pytest.fixture
+def imports(engine):
+    return LabelImports(engine)
 
 
 @pytest.fixture

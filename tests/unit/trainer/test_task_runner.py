@@ -11,7 +11,7 @@ from sqlalchemy import text
 from services.common.errors import BadRequest, Forbidden, LeaseLost, Stopped, Unauthenticated, Unavailable
 from services.trainer.campaign import Round
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.oracle import SimulatedOracle
+from services.trainer.oracle import Answer, SimulatedOracle
 from services.trainer.rounds import Tools, ignore_step
 from services.trainer.task_runner import TaskRunner, task_of
 from services.trainer.worker import DueLoop, LeaseKeeper, RoundWatch
@@ -210,6 +210,111 @@ def test_gauges_are_restored_from_the_database(store, make_tasks, campaign):
 )
 def test_every_state_of_a_round_has_a_task(state, task):
     assert task_of(Round("demo-1", 1, state, "random")) == task
+
+
+# ---- imported labels ---------------------------------------------------------------------------------
+
+
+def drain_until(tasks, first, stop_at):
+    """`drain`, but gives back the first task that is `stop_at` instead of running it."""
+    queue = [first]
+    while queue[0] != stop_at:
+        task, name, round_no = queue.pop(0)
+        getattr(tasks, task)(name, round_no, lambda *following: queue.append(following))
+    return queue[0]
+
+
+def told(pool, *numbers):
+    return [Answer(f"pool-{n:04d}", pool.truth[f"pool-{n:04d}"], "ann", "feedback") for n in numbers]
+
+
+def unlabelled_numbers(store, campaign, pool, count):
+    left = store.pool(campaign.name, pool.pool_ids).unlabelled
+    return [int(sample.rsplit("-", 1)[1]) for sample in left[:count]]
+
+
+def labels_by_round(store, campaign):
+    return {r.round_no: r.report["labels"] for r in store.rounds(campaign.name)}
+
+
+def test_the_next_round_trains_on_imported_labels_and_that_much_less_is_bought(
+    store, imports, make_tasks, campaign, pool
+):
+    tasks = make_tasks()
+    after_round_1 = drain_until(tasks, ("train_round", campaign.name, 0), ("advance_campaign", campaign.name, 1))
+    answers = told(pool, *unlabelled_numbers(store, campaign, pool, 4))
+    assert imports.add(campaign, lambda standing: answers).round_no == 2
+    drain(tasks, after_round_1)
+    assert store.campaign(campaign.name).state == "finished"
+    # Each round buys its ten, the imported four come on top, and the last round buys what is left of thirty.
+    assert labels_by_round(store, campaign) == {0: 0, 1: 10, 2: 24, 3: 30}
+    assert [len(store.picks(campaign.name, r)) for r in (1, 2, 3)] == [10, 10, 6]
+    labels = store.labels(campaign.name)
+    assert len(labels) == len({label.sample_id for label in labels}) == campaign.config.budget
+    imported = [label for label in labels if label.origin == "feedback"]
+    assert [(label.sample_id, label.round_no) for label in imported] == [(a.sample_id, 2) for a in answers]
+
+
+def test_imported_labels_judge_nothing(store, imports, make_tasks, campaign, pool):
+    tasks = make_tasks()
+    after_round_1 = drain_until(tasks, ("train_round", campaign.name, 0), ("advance_campaign", campaign.name, 1))
+    answers = told(pool, *unlabelled_numbers(store, campaign, pool, 4))
+    imports.add(campaign, lambda standing: answers)
+    drain(tasks, after_round_1)
+    assert not any(label.drawn_at_random for label in store.labels(campaign.name) if label.origin == "feedback")
+    report = store.round(campaign.name, 2).report
+    assert report["metrics"]["random_slice"]["rows"] == 11  # the ten initial ones and one of the second batch
+    assert not {a.sample_id for a in answers} & report["out_of_fold"].keys()
+
+
+def test_a_budget_spent_by_an_import_still_gets_its_labels_trained_on(
+    store, imports, registry, make_tasks, campaign, pool, tools
+):
+    tasks = make_tasks()
+    after_round_1 = drain_until(tasks, ("train_round", campaign.name, 0), ("advance_campaign", campaign.name, 1))
+    imports.add(campaign, lambda standing: told(pool, *unlabelled_numbers(store, campaign, pool, 20)))
+    drain(tasks, after_round_1)
+    assert store.campaign(campaign.name).reason == "the budget is spent: 30 labels bought"
+    assert labels_by_round(store, campaign) == {0: 0, 1: 10, 2: 30}  # and no third round
+    assert store.picks(campaign.name, 2) == []
+    assert tools.scorer.asked == []  # nothing to buy, so nothing to score
+    assert registry.versions(campaign.name) == [1, 2, 3]
+
+
+def test_an_import_while_a_round_is_trained_waits_for_the_next_one(store, imports, make_tasks, campaign, pool, tools):
+    """Its model must depend on the same labels after any crash."""
+    tasks = make_tasks()
+    training = drain_until(tasks, ("train_round", campaign.name, 0), ("train_round", campaign.name, 2))
+    asked = {pick.sample_id for pick in store.picks(campaign.name, 2)}
+    standing = imports.look(campaign, lambda standing: [])
+    assert (standing.round_no, standing.room, standing.asked) == (3, 10, asked)
+    imports.add(campaign, lambda standing: told(pool, *unlabelled_numbers(store, campaign, pool, 3)))
+    drain(tasks, training)
+    assert labels_by_round(store, campaign) == {0: 0, 1: 10, 2: 20, 3: 30}
+    assert len(store.picks(campaign.name, 3)) == 7
+
+
+def test_an_import_while_a_batch_is_chosen_makes_the_worker_choose_again(
+    store, leases, imports, make_tasks, campaign, pool, tools
+):
+    tasks = make_tasks()
+    selecting = drain_until(tasks, ("train_round", campaign.name, 0), ("select_batch", campaign.name, 2))
+    # The strategy takes the highest numbers; these are what the worker is about to pick.
+    wanted = sorted(unlabelled_numbers(store, campaign, pool, 30))[-4:]
+
+    def imported_meanwhile(at, ids, acquisition, watch):
+        tools.scorer.score = score
+        imports.add(campaign, lambda standing: told(pool, *wanted))
+        return score(at, ids, acquisition, watch)
+
+    score, tools.scorer.score = tools.scorer.score, imported_meanwhile
+    tasks.select_batch(campaign.name, 2, pytest.fail)
+    assert store.picks(campaign.name, 2) == []
+    assert [(due.round_no, due.state) for due in leases.due_rounds(60)] == [(2, "selecting")]  # at once
+    drain(tasks, selecting)
+    assert labels_by_round(store, campaign) == {0: 0, 1: 10, 2: 24, 3: 30}
+    labels = store.labels(campaign.name)
+    assert len(labels) == len({label.sample_id for label in labels}) == 30
 
 
 # ---- leases and due work -----------------------------------------------------------------------------
