@@ -69,6 +69,7 @@ class Stack:
             "INFERENCE_REGISTRY_DIR": f"{folder}/registry",
             "INFERENCE_SOURCES_DIR": f"{folder}/sources",
             "INFERENCE_EMBEDDINGS_DIR": f"{folder}/embeddings",
+            "INFERENCE_FEEDBACK_DIR": f"{folder}/feedback",
             "INFERENCE_POLL_SECONDS": "0.2",
             "INFERENCE_LAME_DUCK_SECONDS": "0",
             "INFERENCE_THREADS": "1",

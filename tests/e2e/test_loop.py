@@ -12,7 +12,9 @@ import onnxruntime
 import pytest
 
 from services.client.client import QuerentClient
+from services.client.messages import Feedback
 from services.common.samples import SampleStore
+from services.trainer.oracle import read_truth
 from services.trainer.rounds import STEPS
 from tests.e2e.stack import Stack, wait_for
 
@@ -177,3 +179,48 @@ def test_sigterm_ends_a_worker_in_the_middle_of_training_and_another_goes_on(sta
     again = stack.start_worker()
     assert stack.wait_until_at_rest(campaign.name).state == "finished"
     assert stack.end(again) == 0
+
+
+# ---- feedback ------------------------------------------------------------------------------------------
+
+
+def test_feedback_on_predictions_is_trained_on_next_round_and_that_much_less_is_bought(stack, undisturbed):
+    campaign = stack.start_digits(name="told")  # 30 labels, then two rounds of 30
+    store, worker = stack.store, stack.start_worker()
+    wait_for(lambda: stack.registry.current(campaign.name) == 2, "the first trained version")
+    store.set_state(campaign.name, "paused", "to be told", only_from=("running",))
+
+    samples = SampleStore.open(stack.folder / "sources", stack.folder / "data", campaign.source_id)
+    truth = read_truth(stack.folder / "sources", samples.source)
+    asked = {row.sample_id for row in store.labels(campaign.name)} | {
+        pick.sample_id for r in store.rounds(campaign.name) for pick in store.picks(campaign.name, r.round_no)
+    }
+    told = [sample for sample in samples.ids("pool") if sample not in asked][:12]
+    with QuerentClient(f"127.0.0.1:{stack.grpc_port}") as client:
+        wait_for(lambda: any(m.name == campaign.name for m in client.list_models()), "inference to see it")
+        answer = client.predict(samples.encoded(told), model=campaign.name, version=2, with_feedback_id=True)
+        assert client.feedback(
+            Feedback(prediction.prediction_id, truth[sample], "ann")
+            for sample, prediction in zip(told, answer.predictions, strict=True)
+        ) == len(told)
+
+    command = ["labels", "import-feedback", campaign.name, stack.environment["INFERENCE_FEEDBACK_DIR"]]
+    result = subprocess.run([sys.executable, "-m", "services.trainer.cli", *command], env=stack.environment,
+                            capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    store.set_state(campaign.name, "running", "", only_from=("paused",))
+    ended = stack.wait_until_at_rest(campaign.name)
+    assert stack.end(worker) == 0
+    assert ended.state == "finished", ended.reason
+
+    labels_then = store.labels(campaign.name)
+    imported = [label for label in labels_then if label.origin == "feedback"]
+    assert [label.sample_id for label in imported] == told
+    assert [label.class_index for label in imported] == [truth[sample] for sample in told]
+    assert len(labels_then) == campaign.config.budget == 90
+    bought = [len(store.picks(campaign.name, r)) for r in (1, 2, 3)]
+    assert bought == [30, 30, 18]
+    (round_no,) = {label.round_no for label in imported}
+    trained_on = {r.round_no: r.report["labels"] for r in store.rounds(campaign.name)}
+    assert trained_on[round_no] == sum(bought[:round_no]) + len(told)
+    assert stack.registry.manifest(campaign.name, round_no + 1).labels_used == trained_on[round_no]
