@@ -7,6 +7,7 @@ whose files do not match it is left out, so that its samples are missing again a
 Inference writes; the trainer only reads.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import structlog
 
 from services.common.cpus import available_cpus
@@ -30,6 +32,8 @@ log = structlog.get_logger()
 FLOAT16_MAX = 65_504.0
 # A block of 1,280 dimensions is 2.6 MB, and 5.2 MB as float32: about what a core's caches hold.
 BLOCK_ROWS = 1024
+# What this process or machine has run out of says nothing of a file.
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class EmbeddingStore:
@@ -160,12 +164,27 @@ def _open(commit: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         checksums = json.loads(commit.read_bytes())
         if all(sha256_file(files[s]) == checksums[s] for s in files):
-            ids = np.load(files["ids"], allow_pickle=False).astype(ID, copy=False)
-            return ids, np.load(files["f16"], mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError):
+            return np.load(files["ids"], allow_pickle=False).astype(ID, copy=False), _mapped(files["f16"])
+    except OSError as error:
+        if error.errno in _SHORTAGES:
+            raise
+    except (ValueError, KeyError):
         pass
     log.warning("embedding_shard_damaged", shard=str(commit), consequence="its samples are embedded anew")
     return None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file, read where it lies.
+
+    numpy's own memory map keeps a file descriptor each: a million samples are a thousand shards, and 1,024
+    descriptors are all that a process usually has.
+    """
+    with pa.memory_map(str(path)) as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        values = file.read_buffer()  # outlives the open file
+    return np.frombuffer(values, dtype).reshape(shape)
 
 
 def _save(path: Path, array: np.ndarray) -> str:
