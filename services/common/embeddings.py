@@ -13,9 +13,10 @@ import io
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,43 +38,39 @@ _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class EmbeddingStore:
-    """Rows of one embedding of one source, looked up by sample id. Safe to use from several threads.
-
-    A row's number counts through all shards in the order in which they were taken in.
-    """
+    """Rows of one embedding of one source, looked up by sample id. Safe to use from several threads."""
 
     def __init__(self, root: Path, embedding_id: str, source_id: str) -> None:
         self.folder = root / embedding_id / source_id
-        self._lock = threading.RLock()
-        self._seen: set[str] = set()
-        self._shards: list[np.ndarray] = []
-        # Number of the first row of each shard, and of the one that is still to come.
-        self._starts: list[int] = [0]
-        # One after the other they hold the ids of all rows.
-        self._indexes: list[IdIndex] = []
+        self._lock = threading.Lock()
+        # Shards that were looked at, damaged ones too.
+        self._seen: frozenset[str] = frozenset()
+        self._rows = _Rows()
         self.refresh()
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return len(self._rows)
 
     def refresh(self) -> None:
-        """Take in the shards that were finished since the last look; each is verified once."""
+        """Take in the shards that were finished since the last look; each is verified once.
+
+        When some are gone (somebody has freed the disk) what is left is taken in anew: theirs are missing again.
+        """
         with self._lock:
-            if not self.folder.is_dir():
-                return
-            commits = sorted(c for c in self.folder.glob("*.json") if c.stem not in self._seen)
+            there = _finished(self.folder)
+            rows, seen = (self._rows, self._seen) if self._seen <= there else (_Rows(), frozenset[str]())
+            commits = sorted(self.folder / f"{name}.json" for name in there - seen)
             if len(commits) > 1:
                 # Hashing leaves the interpreter's lock: a second or two for a million samples.
                 with ThreadPoolExecutor(available_cpus()) as threads:
                     opened = list(threads.map(_open, commits))
             else:
                 opened = [_open(commit) for commit in commits]
-            self._seen.update(commit.stem for commit in commits)
-            self._take([shard for shard in opened if shard])
+            self._rows, self._seen = rows.joined_by([shard for shard in opened if shard]), there
 
     def has(self, ids: Ids) -> np.ndarray:
         """bool (N,): which have a stored embedding."""
-        return self._find(pack(ids)) >= 0
+        return self._rows.find(pack(ids)) >= 0
 
     def missing(self, ids: Ids) -> list[str]:
         """Those of `ids` that have no stored embedding, in the order given."""
@@ -108,11 +105,9 @@ class EmbeddingStore:
 
     def read(self, ids: Ids) -> np.ndarray:
         """float32 (N, D), aligned with `ids`. Raises NotFound naming the first id that is not stored."""
-        packed = pack(ids)
-        blocks = self.blocks(packed)
-        with self._lock:
-            size = self._shards[0].shape[1] if self._shards else 0
-        out = np.empty((len(packed), size), np.float32)
+        rows, packed = self._rows, pack(ids)
+        blocks = rows.blocks(packed)
+        out = np.empty((len(packed), rows.shards[0].shape[1] if rows.shards else 0), np.float32)
         for where, block in blocks:
             out[where] = block
         return out
@@ -123,39 +118,64 @@ class EmbeddingStore:
         Neighbours on disk are given as a view of the memory map. Raises NotFound, at once, naming the first
         id that is not stored.
         """
-        packed = pack(ids)
-        rows = self._find(packed)
-        if len(absent := np.flatnonzero(rows < 0)):
-            raise NotFound(f"no stored embedding of sample {packed[absent[0]].decode()!r}")
-        with self._lock:
-            shards, starts = list(self._shards), np.array(self._starts)
-        order = np.argsort(rows, kind="stable")
-        return _walk(shards, starts, rows[order], order)
+        return self._rows.blocks(pack(ids))
 
-    def _find(self, ids: np.ndarray) -> np.ndarray:
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a store has taken in. A row's number counts through all shards in the order in which they came."""
+
+    shards: tuple[np.ndarray, ...] = ()
+    # Number of the first row of each shard, and of the one that is still to come.
+    starts: tuple[int, ...] = (0,)
+    # One after the other they hold the ids of all rows.
+    indexes: tuple[IdIndex, ...] = ()
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def joined_by(self, opened: Sequence[tuple[np.ndarray, np.ndarray]]) -> "_Rows":
+        """`opened`: ids (n,) and embeddings (n, D) of each new shard."""
+        if not opened:
+            return self
+        indexes = [*self.indexes, IdIndex(np.concatenate([ids for ids, _ in opened]))]
+        # Each index is at least twice the next one: a handful to ask, and each id is sorted a handful of times.
+        while len(indexes) > 1 and len(indexes[-2]) < 2 * len(indexes[-1]):
+            last, before = indexes.pop(), indexes.pop()
+            indexes.append(IdIndex(np.concatenate([before.ids, last.ids])))
+        sizes = [len(ids) for ids, _ in opened]
+        return _Rows(
+            (*self.shards, *(embeddings for _, embeddings in opened)),
+            (*self.starts, *(len(self) + end for end in accumulate(sizes))),
+            tuple(indexes),
+        )
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
         """int64 (N,): row numbers, -1 where there is none."""
-        with self._lock:
-            indexes = list(self._indexes)
         found = np.full(len(ids), -1, np.int64)
         first = 0
-        for index in indexes:
+        for index in self.indexes:
             left = np.flatnonzero(found < 0)
             here = index.find(ids[left])
             found[left] = np.where(here >= 0, here + first, -1)
             first += len(index)
         return found
 
-    def _take(self, opened: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        if not opened:
-            return
-        for _, embeddings in opened:
-            self._shards.append(embeddings)
-            self._starts.append(self._starts[-1] + len(embeddings))
-        self._indexes.append(IdIndex(np.concatenate([ids for ids, _ in opened])))
-        # Each index is at least twice the next one: a handful to ask, and each id is sorted a handful of times.
-        while len(self._indexes) > 1 and len(self._indexes[-2]) < 2 * len(self._indexes[-1]):
-            last, before = self._indexes.pop(), self._indexes.pop()
-            self._indexes.append(IdIndex(np.concatenate([before.ids, last.ids])))
+    def blocks(self, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `EmbeddingStore.blocks`."""
+        rows = self.find(ids)
+        if len(absent := np.flatnonzero(rows < 0)):
+            raise NotFound(f"no stored embedding of sample {ids[absent[0]].decode()!r}")
+        order = np.argsort(rows, kind="stable")
+        return _walk(self.shards, np.array(self.starts), rows[order], order)
+
+
+def _finished(folder: Path) -> frozenset[str]:
+    """Names of the shards that are whole, without a suffix."""
+    try:
+        return frozenset(path.stem for path in folder.iterdir() if path.suffix == ".json")
+    except FileNotFoundError:
+        return frozenset()
 
 
 def _open(commit: Path) -> tuple[np.ndarray, np.ndarray] | None:
@@ -196,7 +216,7 @@ def _save(path: Path, array: np.ndarray) -> str:
 
 
 def _walk(
-    shards: list[np.ndarray], starts: np.ndarray, rows: np.ndarray, order: np.ndarray
+    shards: Sequence[np.ndarray], starts: np.ndarray, rows: np.ndarray, order: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`rows` ascend; `order` says where each was asked for."""
     ends = np.searchsorted(rows, starts)

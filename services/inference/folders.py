@@ -51,8 +51,7 @@ class Folders:
         key = (embedding_id, source_id)
         with self._lock:
             store = self._stores.get(key)
-            # Somebody may have deleted the folder to free the disk; its rows must then be missing again.
-            if store is None or (len(store) and not store.folder.is_dir()):
+            if store is None:
                 store = EmbeddingStore(self._embeddings_dir, *key)
             _keep(self._stores, key, store)
             return store

@@ -1,6 +1,7 @@
 import errno
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,20 @@ def test_a_shard_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_
             reader.refresh()
     reader.refresh()
     assert reader.missing(["a"]) == []
+
+
+def test_what_was_deleted_is_missing_also_when_another_writer_has_made_the_folder_again(store, tmp_path):
+    writer = EmbeddingStore(tmp_path, "embedding", "source")
+    writer.append(["a"], rows(1))
+    writer.append(["b"], rows(2))
+    store.refresh()
+    begun = store.blocks(["a", "b"])
+    shutil.rmtree(store.folder)
+    writer.append(["b"], rows(3))
+    store.refresh()
+    assert store.missing(["a", "b"]) == writer.missing(["a", "b"]) == ["a"]
+    assert store.read(["b"]).tolist() == rows(3).tolist()
+    assert sorted(block.tolist() for _, block in begun) == [rows(1).tolist(), rows(2).tolist()]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 70_000.0, -70_000.0])
