@@ -90,11 +90,17 @@ class EmbeddingStore:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / f"{prefix}{uuid.uuid4().hex}"
-        checksums = {
-            "ids": _save(stem.with_suffix(".ids.npy"), packed),
-            "f16": _save(stem.with_suffix(".f16.npy"), embeddings.astype(np.float16)),
-        }
-        write_atomically(stem.with_suffix(".json"), json.dumps(checksums).encode())
+        try:
+            checksums = {
+                "ids": _save(stem.with_suffix(".ids.npy"), packed),
+                "f16": _save(stem.with_suffix(".f16.npy"), embeddings.astype(np.float16)),
+            }
+            write_atomically(stem.with_suffix(".json"), json.dumps(checksums).encode())
+        except BaseException:
+            # A disk that is full must not be filled by each further attempt. The last name is the one that commits.
+            for path in sorted(self.folder.glob(f"{stem.name}.*"), reverse=True):
+                path.unlink(missing_ok=True)
+            raise
         self.refresh()
 
     def remove_unfinished(self, prefix: str) -> None:

@@ -88,6 +88,16 @@ def test_what_was_deleted_is_missing_also_when_another_writer_has_made_the_folde
     assert sorted(block.tolist() for _, block in begun) == [rows(1).tolist(), rows(2).tolist()]
 
 
+def test_a_shard_that_cannot_be_written_whole_leaves_nothing_on_a_full_disk(store, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("services.common.embeddings.write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.append(["a"], rows(1))
+    assert list(store.folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 70_000.0, -70_000.0])
 def test_values_that_float16_cannot_hold_are_refused(store, bad):
     with pytest.raises(BadRequest, match="finite"):
