@@ -155,10 +155,12 @@ async def told(job: asyncio.Future[None], progress: Progress) -> AsyncGenerator[
 
 
 def _cold(store: EmbeddingStore, samples: SampleStore, ids: Ids) -> np.ndarray:
-    """Positions of those without a stored embedding, each once, ascending."""
+    """Positions of those without a stored embedding, each once, ascending. Raises NotFound for an unknown sample."""
     store.refresh()
     packed = pack(ids)
-    return np.unique(samples.positions(packed[~store.has(packed)]))
+    # Of all of them: a source that was made anew may lack samples whose embeddings are still stored.
+    positions = samples.positions(packed)
+    return np.unique(positions[~store.has(packed)])
 
 
 def _finish(store: EmbeddingStore, backlog: Backlog, work: Work) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from services.client.messages import Progress
 from services.common.embeddings import EmbeddingStore
-from services.common.errors import BadRequest
+from services.common.errors import BadRequest, NotFound
 from services.common.pb.pool_scoring_pb2 import ScorePoolRequest, ScorePoolResponse
 from tests.integration.inference.harness import Served, serving
 from tests.tiny_models import Folders, TinyModel, TinySource, next_version, probabilities, publish
@@ -189,6 +189,22 @@ async def test_a_damaged_or_deleted_embedding_is_computed_again(folders: Folders
         damaged = await served.client.score_pool(source.source_id, "margin")
         assert images(served, "embed") == 100
     assert before.scores.tolist() == deleted.scores.tolist() == damaged.scores.tolist()
+
+
+async def test_a_sample_that_a_source_made_anew_no_longer_has_is_not_found(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(), promote=True)
+    before = folders.source()
+    async with serving(folders) as served:
+        await served.client.score_pool(before.source_id, "margin")
+        after = folders.source(splits={"pool": 30})
+        gone = next(sample for sample in before.ids["pool"] if sample not in after.encoded)
+        for call in (
+            served.client.score_pool(after.source_id, "margin", sample_ids=[after.ids["pool"][0], gone]),
+            served.client.embed(after.source_id, [gone]),
+        ):
+            with pytest.raises(NotFound, match=gone):
+                await call
+        assert len((await served.client.score_pool(after.source_id, "margin")).scores) == 30
 
 
 async def test_embeddings_of_fine_tuned_versions_are_kept_for_the_last_two(folders: Folders) -> None:
