@@ -8,7 +8,9 @@ import errno
 import fcntl
 import os
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from services.common.samples import SampleStore
 log = structlog.get_logger()
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+# Each holds a file descriptor, of which a process often has 1,024. So many samples, one from each block, fill a batch.
+_MOST_CLAIMS = 32
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,32 @@ class Claim:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Given back in between, its file was deleted: a lock on that keeps nobody away.
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                return cls(path, handle, abandoned)
-        except FileNotFoundError:
-            pass
+            held = os.path.samestat(os.fstat(handle), path.stat())
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            held = False
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                # Work done twice is better than none: the same rows are stored by both.
-                log.warning("claims_unavailable", folder=str(path.parent), error=error.strerror)
-                return cls(path, handle, False)
-            if error.errno not in {errno.EAGAIN, errno.EACCES}:
+            if error.errno not in _NO_LOCKS:
                 os.close(handle)
                 raise
+            # Work done twice is better than none: the same rows are stored by both.
+            _warn_of_no_locks(path.parent, error.strerror)
+            held, abandoned = True, False
+        if held:
+            return cls(path, handle, abandoned)
         os.close(handle)
         return None
 
     def release(self) -> None:
-        self.path.unlink(missing_ok=True)
+        # A file that cannot be deleted does no harm without its lock.
+        with suppress(OSError):
+            self.path.unlink()
         os.close(self.handle)
+
+
+@cache
+def _warn_of_no_locks(folder: Path, problem: str) -> None:
+    """Once for each folder."""
+    log.warning("claims_unavailable", folder=str(folder), error=problem)
 
 
 @dataclass(eq=False)
@@ -131,10 +143,10 @@ class Backlog:
                 self._held.append((block, cold))
 
     def _claim_blocks(self) -> list[tuple[Claim, np.ndarray]]:
-        """One whole block, or as many parts of blocks as make up a shard."""
+        """One whole block, or as many parts of blocks as make up a shard, if not too many."""
         claimed: list[tuple[Claim, np.ndarray]] = []
         count = 0
-        while self._free and (not claimed or count + len(self._free[0][1]) <= self._size):
+        while self._free and len(claimed) < _MOST_CLAIMS and count + len(self._free[0][1]) <= self._size:
             block, positions = self._free.popleft()
             claim = Claim.attempt(self._store.folder / f"{block:08d}.claim")
             if claim:

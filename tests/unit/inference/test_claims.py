@@ -1,9 +1,12 @@
+import errno
 import os
 import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
+import structlog
 
 from services.common.embeddings import EmbeddingStore
 from services.common.ids import unpack
@@ -104,11 +107,43 @@ def test_what_a_killed_writer_left_of_a_block_is_deleted(tmp_path, samples):
     backlog.close()
 
 
-def test_file_systems_without_locks_still_get_their_embeddings(tmp_path, monkeypatch):
+def test_samples_of_very_many_blocks_take_few_file_descriptors_at_a_time(tmp_path):
+    source = make_source(tmp_path / "sources", tmp_path / "data", splits={"pool": 4000})
+    samples = SampleStore.open(tmp_path / "sources", tmp_path / "data", source.source_id)
+    store = EmbeddingStore(tmp_path / "embeddings", "embedding", "source")
+    backlog = Backlog(store, samples, np.arange(0, 4000, 40), 40)
+    before = psutil.Process().num_fds()
+    counts = []
+    while work := backlog.claim():
+        counts.append(len(work.ids))
+        assert psutil.Process().num_fds() - before <= 32
+        finish(store, backlog, work)
+    assert counts == [32, 32, 32, 4]
+
+
+def test_a_claim_whose_file_cannot_be_deleted_is_given_back_all_the_same(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    claim = Claim.attempt(tmp_path / "0.claim")
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.unlink", refused)
+        claim.release()
+    again = Claim.attempt(tmp_path / "0.claim")
+    assert again
+    again.release()
+
+
+def test_file_systems_without_locks_still_get_their_embeddings_and_one_warning(tmp_path, monkeypatch):
     def unsupported(*_):
-        raise OSError(95, os.strerror(95))
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr("fcntl.flock", unsupported)
-    claim = Claim.attempt(tmp_path / "0.claim")
-    assert claim
-    claim.release()
+    with structlog.testing.capture_logs() as logged:
+        first, second = Claim.attempt(tmp_path / "0.claim"), Claim.attempt(tmp_path / "0.claim")
+    assert first
+    # It is another's file that is there, not that of a dead one: nothing of it may be deleted.
+    assert not second.abandoned
+    assert [line["event"] for line in logged] == ["claims_unavailable"]
+    first.release()
+    second.release()
