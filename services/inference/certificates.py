@@ -23,8 +23,9 @@ class Certificates:
         """Raises BadConfig, naming the variable and the file, for one that cannot be used."""
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._files = (cert, key, *([client_ca] if client_ca else []))
+        # The signature of what is read must be older than the reading, or a change in between is missed.
+        self._seen = self._signature()
         self._configuration = self._read()
-        self._seen: object = signature(*self._files)
 
     def credentials(self) -> grpc.ServerCredentials:
         changed: Callable[[], Any] = self._changed  # may give None, which the stubs do not know
@@ -32,18 +33,24 @@ class Certificates:
 
     def _changed(self) -> grpc.ServerCertificateConfiguration | None:
         """Asked before every handshake; None: as before. A pair half replaced must not end the service."""
-        seen: object = None
-        changed: grpc.ServerCertificateConfiguration | None = None
-        try:
-            seen = signature(*self._files)
-            if seen != self._seen:
-                changed = self._read()
-                log.info("certificates_read", cert=str(self._cert))
-        except (OSError, BadConfig) as error:
-            if seen != self._seen:  # said once
-                log.warning("certificates_kept", problem=str(error))
+        seen = self._signature()
+        if seen == self._seen:
+            return None
         self._seen = seen
+        try:
+            changed = self._read()
+        except BadConfig as error:
+            log.warning("certificates_kept", problem=str(error))
+            return None
+        log.info("certificates_read", cert=str(self._cert))
         return changed
+
+    def _signature(self) -> object:
+        """None while a file is away, of which reading tells more."""
+        try:
+            return signature(*self._files)
+        except OSError:
+            return None
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         cert, key = _pem(_CERT, self._cert), _pem(_KEY, self._key)

@@ -1,6 +1,8 @@
 """TLS and tokens, over real channels."""
 
 import asyncio
+import shutil
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from services.client.aio import AsyncQuerentClient
 from services.client.client import QuerentClient
 from services.common.access import Access
 from services.common.errors import BadConfig, Conflict, Forbidden, Unauthenticated
+from services.inference.certificates import Certificates
 from services.inference.service import InferenceServer
 from tests.authorities import Authority
 from tests.integration.inference.harness import Served, serving, settings
@@ -141,6 +144,28 @@ async def test_new_connections_get_a_renewed_certificate_and_old_ones_go_on(
         assert await label_by(served, Access(ca_file=renewed.ca_file))
         await assert_does_not_connect(served, Access(ca_file=authority.ca_file))
         await before.list_models()
+
+
+async def test_a_certificate_that_is_replaced_while_the_server_starts_is_noticed(
+    authority: Authority, tmp_path: Path
+) -> None:
+    cert, key = authority.issue()
+    renewed_cert, renewed_key = Authority(tmp_path / "renewed").issue()
+
+    class ReplacedWhenRead(type(key)):  # type: ignore[misc]
+        def read_bytes(self) -> bytes:
+            content = key.read_bytes()
+            shutil.copyfile(renewed_cert, cert)
+            shutil.copyfile(renewed_key, key)
+            return content
+
+    server = grpc.aio.server()
+    credentials = Certificates(cert, ReplacedWhenRead(key)).credentials()
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    shown = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port), timeout=10)
+    await server.stop(None)
+    assert shown == renewed_cert.read_text()
 
 
 async def test_two_servers_do_not_share_a_port_with_tls_either(folders: Folders, tls: dict[str, object]) -> None:
