@@ -1,7 +1,7 @@
 """What the Open Inference Protocol tells of the server, its models and the repository."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version as package_version
 
 from services.common.errors import Conflict, QuerentError
@@ -10,6 +10,7 @@ from services.common.pb import open_inference_pb2 as pb
 from services.common.registry import Registry
 from services.inference.batcher import NORMAL, PRIORITIES, BatchRule
 from services.inference.loading import Key
+from services.inference.memory import LoadedModels
 from services.inference.model import Model
 from services.inference.oip_tensors import INPUT, OUTPUTS
 from services.inference.statistics import Duration, Statistics
@@ -24,14 +25,12 @@ _Tensor = pb.ModelMetadataResponse.TensorMetadata
 
 
 class Catalogue:
-    """`in_memory` gives a version that is in memory, and None for any other."""
+    """Answers from the store, the registry and the batchers' rule; loads and unloads when told to."""
 
-    def __init__(
-        self, store: ModelStore, registry: Registry, in_memory: Callable[[Key], Model | None], rule: BatchRule
-    ) -> None:
+    def __init__(self, store: ModelStore, registry: Registry, loaded: LoadedModels, rule: BatchRule) -> None:
         self._store = store
         self._registry = registry
-        self._in_memory = in_memory
+        self._loaded = loaded
         self._rule = rule
         self._server = pb.ServerMetadataResponse(
             name="querent", version=package_version("querent"), extensions=EXTENSIONS
@@ -83,7 +82,7 @@ class Catalogue:
         if name:
             await self._store.describe(name, version)
         keys = await asyncio.to_thread(self._published, name)
-        models = [self._in_memory(key) for key in keys if not version or key[1] == version]
+        models = [self._loaded.get(key) for key in keys if not version or key[1] == version]
         return (_statistics(model) for model in models if model)
 
     # ---- the repository ------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ class Catalogue:
 
     async def _entry(self, key: Key) -> _Index:
         name, version = key
-        if self._in_memory(key):
+        if self._loaded.get(key):
             return _Index(name=name, version=str(version), state="READY")
         try:
             await self._store.describe(name, version)
@@ -113,7 +112,10 @@ class Catalogue:
             pass
 
     async def unload(self, name: str) -> None:
-        """Raises Conflict while a version answers from memory: which one does is the registry's to say."""
+        """Drop its versions that requests have loaded by naming them.
+
+        Raises Conflict while a version answers from memory: which one does is the registry's to say.
+        """
         described = await self._store.describe(name)
         campaign, version = described.manifest.campaign, described.manifest.version
         if described.provider and self._store.answering.get(campaign) == version:
@@ -121,6 +123,8 @@ class Catalogue:
                 f"version {version} of {campaign!r} answers, and replicas follow the registry; promote another "
                 f"version (al-trainer models promote) or leave {campaign!r} out of INFERENCE_MODELS"
             )
+        for other in described.published:
+            self._loaded.retire((campaign, other))
 
     def _published(self, name: str) -> list[Key]:
         served = [name] if name else sorted(self._store.answering)

@@ -126,7 +126,7 @@ class InferenceServer:
         )
         pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(PoolScoringServicer(store, scorer), server)
         model_registry_pb2_grpc.add_ModelRegistryServiceServicer_to_server(ModelRegistryServicer(store), server)
-        catalogue = Catalogue(store, registry, loaded.get, rule)
+        catalogue = Catalogue(store, registry, loaded, rule)
         server.add_generic_rpc_handlers((OpenInferenceServicer(store, predictor, catalogue, self._is_ready).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflected = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

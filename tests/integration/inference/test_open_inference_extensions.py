@@ -164,6 +164,20 @@ async def test_unloading_what_answers_is_refused_with_the_way_out(folders: Folde
         assert status == "NOT_FOUND"
 
 
+async def test_unloading_drops_the_versions_that_requests_have_loaded(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(campaign="idle"))
+    async with serving(folders) as served, InferenceServerClient(served.address) as client:
+
+        async def ready() -> list[str]:
+            return [m.version for m in (await client.get_model_repository_index()).models if m.state == "READY"]
+
+        for _ in range(2):
+            assert (await client.infer("idle", [image_input()], model_version="1")).get_response().model_version == "1"
+            assert await ready() == ["1"]
+            await client.unload_model("idle")
+            assert await ready() == []
+
+
 async def test_options_of_the_repository_that_are_not_there_are_invalid(client: InferenceServerClient) -> None:
     for call, says in (
         (client.load_model("tiny", config="{}"), "'config'"),
