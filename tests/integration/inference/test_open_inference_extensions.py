@@ -1,10 +1,13 @@
 """Triton's extensions of the Open Inference Protocol over a real channel, with Triton's own client."""
 
 import asyncio
+from typing import Any
 
+import grpc
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.aio import InferenceServerClient
 
@@ -200,24 +203,31 @@ async def test_calls_are_counted_by_method_and_status(served: Served, client: In
     assert served.metric("inference_images_total", model="tiny", version="1", round="0", purpose="predict") == 3
 
 
-async def test_reflection_gives_what_a_client_needs_to_call(served: Served) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
-    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="inference.GRPCInferenceService")
-    pool = descriptor_pool.DescriptorPool()
-    async for answer in stub.ServerReflectionInfo(iter([request])):
-        for content in answer.file_descriptor_response.file_descriptor_proto:
-            pool.Add(descriptor_pb2.FileDescriptorProto.FromString(content))
-    service = pool.FindServiceByName("inference.GRPCInferenceService")
-    assert {"ModelInfer", "ModelStatistics"} <= {method.name for method in service.methods}
+async def test_a_reflection_client_calls_methods_of_both_pools_knowing_nothing_of_them(served: Served) -> None:
+    def calls() -> tuple[Any, Any]:
+        with grpc.insecure_channel(served.address) as channel:
+            reflected = ProtoReflectionDescriptorDatabase(channel)
+            pool = DescriptorPool(reflected)
 
+            def call(service: str, method: str, **fields: object) -> Any:
+                described = pool.FindServiceByName(service).methods_by_name[method]
+                given, answer = GetMessageClass(described.input_type), GetMessageClass(described.output_type)
+                path = f"/{service}/{method}"
+                return channel.unary_unary(path, given.SerializeToString, answer.FromString)(given(**fields), timeout=5)
 
-@pytest.mark.parametrize("symbol", ["querent.v1.PredictionService", "inference.ModelInferRequest", "nothing.Of.Ours"])
-async def test_reflection_looks_into_both_pools(served: Served, symbol: str) -> None:
-    stub = reflection_pb2_grpc.ServerReflectionStub(served.channel)
-    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
-    async for answer in stub.ServerReflectionInfo(iter([request])):
-        found = answer.HasField("file_descriptor_response")
-    assert found == (symbol != "nothing.Of.Ours")
+            for service in reflected.get_services():
+                assert pool.FindServiceByName(service).methods
+            assert list(reflected.FindAllExtensionNumbers("inference.ModelInferRequest")) == []
+            with pytest.raises(KeyError):
+                reflected.FindFileContainingSymbol("nothing.Of.Ours")
+            return (
+                call("inference.GRPCInferenceService", "ModelConfig", name="tiny"),
+                call("querent.v1.ModelRegistryService", "GetModel", model="tiny"),
+            )
+
+    config, model = await asyncio.to_thread(calls)
+    assert list(config.config.input[0].dims) == [8, 8, 3]
+    assert model.version == 1
 
 
 async def test_versions_that_change_under_load_answer_every_call(folders: Folders) -> None:

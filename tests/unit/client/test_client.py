@@ -4,12 +4,13 @@ import asyncio
 import inspect
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from services.client.aio import AsyncQuerentClient
 from services.client.client import QuerentClient
-from services.client.messages import Progress
+from services.client.messages import Feedback, Progress
 from services.common.errors import BadRequest, DeadlineExpired, NotFound, Unavailable
 from tests.integration.inference.harness import serving
 from tests.tiny_models import Folders, TinyModel, png, probabilities, publish
@@ -60,10 +61,12 @@ async def test_the_sync_client_does_all_calls(folders: Folders, tmp_path: Path) 
 
 
 async def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:
-    for name in ("predict", "score_pool", "embed", "get_model", "list_models"):
+    calls = {name for name in vars(QuerentClient) if not name.startswith("_")}
+    assert calls == {name for name in vars(AsyncQuerentClient) if not name.startswith("_")}
+    for name in calls:
         sync, other = getattr(QuerentClient, name), getattr(AsyncQuerentClient, name)
         assert inspect.signature(sync).parameters.keys() == inspect.signature(other).parameters.keys()
-        assert inspect.iscoroutinefunction(other)
+        assert inspect.iscoroutinefunction(other) or inspect.isasyncgenfunction(other)
 
 
 async def test_errors_of_the_async_client_are_ours(folders: Folders) -> None:
@@ -76,7 +79,70 @@ async def test_errors_of_the_async_client_are_ours(folders: Folders) -> None:
             await client.embed("nowhere", [])
 
 
-async def test_a_deadline_is_always_set(folders: Folders) -> None:
+class Refusing(grpc.GenericRpcHandler):
+    """Refuses every call; remembers how many seconds each would have waited."""
+
+    def __init__(self) -> None:
+        self.waits: dict[str, float | None] = {}
+
+    def service(self, details: grpc.HandlerCallDetails) -> object:
+        package, _, method = details.method.rpartition("/")
+
+        async def refuse(_requests: object, context: grpc.aio.ServicerContext) -> None:
+            self.waits[method] = context.time_remaining()
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as told")
+
+        return grpc.stream_stream_rpc_method_handler(refuse) if package.startswith("/querent.") else None
+
+
+CALLS = {
+    "Predict": lambda client: client.predict([png()]),
+    "Feedback": lambda client: client.feedback([Feedback("id", 0)]),
+    "ScorePool": lambda client: client.score_pool("source", "margin"),
+    "Embed": lambda client: client.embed("source", []),
+    "GetModel": lambda client: client.get_model(),
+    "ListModels": lambda client: client.list_models(),
+}
+
+
+@pytest.mark.parametrize("kind", [QuerentClient, AsyncQuerentClient])
+async def test_every_call_has_a_deadline_and_watching_one_if_told(kind: type) -> None:
+    async def waits() -> dict[str, float | None]:
+        if kind is QuerentClient:
+            await asyncio.to_thread(blocking)
+            return refusing.waits
+        async with AsyncQuerentClient(address, timeout_s=20, pool_timeout_s=600) as client:
+            for call in CALLS.values():
+                with pytest.raises(BadRequest):
+                    await call(client)
+            with pytest.raises(BadRequest):
+                await anext(client.watch_model(timeout_s=5))
+        return refusing.waits
+
+    def blocking() -> None:
+        with QuerentClient(address, timeout_s=20, pool_timeout_s=600) as client:
+            for call in CALLS.values():
+                with pytest.raises(BadRequest):
+                    call(client)
+            with pytest.raises(BadRequest):
+                next(client.watch_model(timeout_s=5))
+
+    refusing = Refusing()
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((refusing,))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    limits = {**dict.fromkeys(CALLS, 20), "ScorePool": 600, "Embed": 600, "WatchModel": 5}
+    waited = await waits()
+    await server.stop(None)
+    assert waited.keys() == limits.keys()
+    for method, limit in limits.items():
+        wait = waited[method]
+        assert wait is not None, method
+        assert limit / 2 < wait < limit * 1.1, method  # gRPC rounds what it sends
+
+
+async def test_a_call_that_takes_too_long_ends_with_its_deadline(folders: Folders) -> None:
     publish(folders.registry, TinyModel(version=2, work=60), promote=True)
     async with serving(folders) as served, AsyncQuerentClient(served.address, timeout_s=0.03) as client:
         with pytest.raises(DeadlineExpired, match="did not answer in time"):
