@@ -62,16 +62,16 @@ class Embedder:
     async def _fill(self, model: Model, samples: SampleStore, ids: Ids, progress: Progress) -> None:
         check_size(model, samples)
         key = (model.manifest.embedding_id, samples.source.source_id)
-        # A second caller waits for the first and then computes only what is still missing.
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            store = await asyncio.to_thread(self._folders.embeddings, *key)
-            cold = await asyncio.to_thread(_cold, store, samples, ids)
-            progress.done = len(ids) - len(cold)
-            if len(cold):
+        store = await asyncio.to_thread(self._folders.embeddings, *key)
+        if len(await asyncio.to_thread(_cold, store, samples, ids)):
+            # A second caller waits for the first, and then computes only what is still missing.
+            async with self._locks.setdefault(key, asyncio.Lock()):
+                cold = await asyncio.to_thread(_cold, store, samples, ids)
+                progress.done = len(ids) - len(cold)
                 await self._fill_cold(model, samples, Backlog(store, samples, cold, SHARD), store, progress)
-                if not model.manifest.embedding_shared:
-                    await asyncio.to_thread(self._folders.drop_outdated_embeddings, model.manifest)
-            progress.done = len(ids)
+            if not model.manifest.embedding_shared:
+                await asyncio.to_thread(self._folders.drop_outdated_embeddings, model.manifest)
+        progress.done = len(ids)
 
     async def _fill_cold(
         self, model: Model, samples: SampleStore, backlog: Backlog, store: EmbeddingStore, progress: Progress

@@ -230,6 +230,18 @@ async def test_embeddings_that_float16_cannot_hold_are_refused(folders: Folders)
     assert shards(folders) == []
 
 
+async def test_samples_that_are_embedded_do_not_wait_for_others_of_their_source(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(work=5), promote=True)
+    source = folders.source(splits={"pool": 600, "test": 20})
+    async with serving(folders) as served, asyncio.timeout(60):
+        await served.client.embed(source.source_id, source.ids["test"])
+        cold = asyncio.create_task(served.client.score_pool(source.source_id, "margin"))
+        await until(lambda: images(served, "embed") >= 20 + 32)
+        await served.client.score_pool(source.source_id, "margin", split="test")
+        assert images(served, "embed") < 620
+        assert len((await cold).scores) == 600
+
+
 async def test_predict_answers_while_a_pool_is_being_embedded(folders: Folders) -> None:
     publish(folders.registry, TinyModel(work=5), promote=True)
     source = folders.source(splits={"pool": 600})
