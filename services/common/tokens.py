@@ -19,6 +19,9 @@ class Tokens:
 
     def __init__(self, name: str, given: str = "", file: Path | None = None) -> None:
         """Raises BadConfig for a file that is missing or holds no token, and for tokens that no header can carry."""
+        if given and not given.strip():
+            # A secret that came out blank must not open what it was to close.
+            raise BadConfig(f"{name} is blank; leave it out to have no token")
         self._name = name
         self._given: tuple[str, ...] = (_checked(given.strip(), name),) if given.strip() else ()
         self._file = file

@@ -55,6 +55,12 @@ def test_a_file_that_holds_no_usable_token_is_refused_without_showing_it(file: P
     assert "schl" not in str(caught.value)
 
 
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_a_blank_token_is_refused_and_not_taken_for_none(blank: str) -> None:
+    with pytest.raises(BadConfig, match="T is blank"):
+        Tokens("T", blank)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match=r"T_FILE: cannot read .*nowhere: No such file"):
         Tokens("T", file=tmp_path / "nowhere")
