@@ -2,6 +2,10 @@
 
 import asyncio
 import io
+import re
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +137,22 @@ async def test_the_sync_client_is_answered_too(served: Served) -> None:
             return client.infer("tiny", [image_input()]).as_numpy("probabilities")
 
     np.testing.assert_allclose(await asyncio.to_thread(call), probabilities(MODEL, PIXELS), atol=1e-5)
+
+
+async def test_the_example_of_the_documentation_runs(served: Served, tmp_path: Path) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    [example] = re.findall(r"^    import numpy as np\n(?:    .*\n|\n(?=    ))+", document, re.MULTILINE)
+    program = example.replace("127.0.0.1:8001", served.address).replace("cifar10-demo-1", "tiny")
+    (tmp_path / "cat.jpg").write_bytes(jpeg())
+    (tmp_path / "dog.png").write_bytes(png())
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(program), cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    printed = (await process.communicate())[0].decode()
+    assert printed.startswith("1 [[")
+    named = re.findall(r"b'0\.\d{6}:(\d):(\w+)'", printed)
+    assert [label for _, label in named] == [MODEL.classes[int(index)] for index, _ in named]
+    assert len(named) == 4
 
 
 async def test_the_answer_names_the_version_that_was_asked_for_and_the_current_one_else(

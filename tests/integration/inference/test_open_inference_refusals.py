@@ -150,3 +150,14 @@ async def test_nothing_promoted_is_unavailable(folders: Folders) -> None:
     async with serving(folders) as served, InferenceServerClient(served.address) as client:
         status, text = await refusal(client.infer("", [image_input()]))
         assert (status, text) == ("UNAVAILABLE", "no model promoted yet")
+
+
+async def test_extensions_that_are_not_there_are_unimplemented(client: InferenceServerClient) -> None:
+    for call in (
+        client.register_system_shared_memory("region", "/key", 1),
+        client.get_cuda_shared_memory_status(),
+        client.get_trace_settings(),
+        client.get_log_settings(),
+    ):
+        status, _ = await refusal(call)
+        assert status == "UNIMPLEMENTED"
