@@ -1,3 +1,4 @@
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,10 +16,13 @@ class Head:
 
     def __init__(self, manifest):
         self.manifest = manifest
+        self.calls = []
 
     def classify(self, embeddings):
+        self.calls.append(len(embeddings))
         if (embeddings < 0).any():
             raise RuntimeError("negative")
+        time.sleep(0.001)  # so that the other threads do not finish before the error is known
         return embeddings, embeddings[:, None, :].astype(np.float32)
 
 
@@ -54,6 +58,7 @@ async def test_an_error_in_one_thread_ends_all_and_is_raised(head):
     values[15] = -1
     with pytest.raises(RuntimeError, match="negative"):
         await scores(head, values, np.arange(1000))
+    assert len(head.calls) < 50
 
 
 @pytest.mark.parametrize("top", [1, 3, 5, 6, 100])
