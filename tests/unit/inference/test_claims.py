@@ -2,6 +2,8 @@ import errno
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +41,26 @@ def test_a_claim_excludes_others_until_it_is_given_back(tmp_path):
     assert again
     assert not again.abandoned
     again.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_is_given_back_and_taken_again_and_again_has_one_owner_at_a_time(tmp_path):
+    path, owned = tmp_path / "0.claim", tmp_path / "owned"
+
+    def take_turns(_) -> int:
+        turns = 0
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            if claim := Claim.attempt(path):
+                owned.touch(exist_ok=False)  # FileExistsError: somebody else owns it too
+                owned.unlink()
+                claim.release()
+                turns += 1
+        return turns
+
+    # A lock is its open file's, so that threads exclude each other as processes do.
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(take_turns, range(4))) > 20
     assert list(tmp_path.iterdir()) == []
 
 
