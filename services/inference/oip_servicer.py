@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -72,7 +73,9 @@ class OpenInferenceServicer:
         message = request.message
         async with self._store.lease(message.model_name, version_number(message.model_version)) as model:
             wanted = wanted_outputs(message)
-            images = input_images(request, model.manifest, self._predictor.check_count)
+            unpacked = partial(input_images, request, model.manifest, self._predictor.check_count)
+            # Typed contents are a Python number for each value, 0.2 s of a request of 10 MB: not on the event loop.
+            images = unpacked() if request.raw else await asyncio.to_thread(unpacked)
             priority = whole_number(message.parameters, "priority") or NORMAL
             outputs = await self._predictor.infer(model, images, _deadline(message, context), priority)
             return infer_response(model, outputs, wanted, message.id)

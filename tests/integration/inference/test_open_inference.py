@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tritonclient.grpc import InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from services.common import images as codec
+from services.inference import oip_tensors
 from services.inference.service import InferenceServer
 from tests.integration.inference.harness import Served, serving, settings
 from tests.integration.inference.open_inference import (
@@ -178,6 +180,21 @@ async def test_more_images_than_a_batch_holds_are_answered_in_their_order(client
 async def test_typed_pixels_are_answered_as_raw_ones(client: InferenceServerClient) -> None:
     response = await send(client, typed_request("UINT8", PIXELS.shape, uint_contents=PIXELS.ravel().tolist()))
     np.testing.assert_allclose(first_output(response), probabilities(MODEL, PIXELS), atol=1e-5)
+
+
+async def test_typed_contents_are_unpacked_beside_the_event_loop(
+    client: InferenceServerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_the_loop: list[bool] = []
+
+    def watched(*arguments: Any) -> Any:
+        on_the_loop.append(threading.current_thread() is threading.main_thread())
+        return oip_tensors.input_images(*arguments)
+
+    monkeypatch.setattr("services.inference.oip_servicer.input_images", watched)
+    await send(client, typed_request("UINT8", PIXELS.shape, uint_contents=PIXELS.ravel().tolist()))
+    await client.infer("tiny", [image_input()])
+    assert on_the_loop == [False, True]
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
