@@ -26,6 +26,7 @@ from services.client.messages import (
     pool_scores,
     predict_request,
     predictions_of,
+    score_pool_request,
     tell,
 )
 from services.common.access import Access
@@ -104,15 +105,7 @@ class QuerentClient:
         on_progress: OnProgress | None = None,
     ) -> PoolScores:
         """Scores of samples of a source; what has no stored embedding is embedded first."""
-        request = pool_scoring_pb2.ScorePoolRequest(
-            model=model,
-            version=version,
-            source_id=source_id,
-            sample_ids=sample_ids,
-            split=split,
-            acquisition=acquisition,
-            top=top,
-        )
+        request = score_pool_request(source_id, acquisition, model, version, sample_ids, split, top)
         answered, ids, scores = 0, list[str](), list[float]()
         try:
             for response in self._pool.ScorePool(request, timeout=self.pool_timeout_s, metadata=self._metadata()):

@@ -161,6 +161,20 @@ def feedback_request(items: Iterable[Feedback]) -> prediction_pb2.FeedbackReques
     return request
 
 
+def score_pool_request(
+    source_id: str, acquisition: str, model: str, version: int, sample_ids: Sequence[str], split: str, top: int
+) -> pool_scoring_pb2.ScorePoolRequest:
+    return pool_scoring_pb2.ScorePoolRequest(
+        model=model,
+        version=version,
+        source_id=source_id,
+        sample_ids=sample_ids,
+        split=split,
+        acquisition=acquisition,
+        top=top,
+    )
+
+
 def pool_scores(version: int, ids: Iterable[str], scores: Iterable[float]) -> PoolScores:
     return PoolScores(version, tuple(ids), np.fromiter(scores, np.float32))
 
