@@ -19,7 +19,7 @@ log = structlog.get_logger()
 _RETRY_SECONDS = 30.0
 
 Key = tuple[str, int]
-Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -110,4 +110,5 @@ class Loader:
             stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
         except OSError:
             return ()
-        return tuple((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in stats)
+        # The time of change as well: whoever repairs a file in place may give it back its time of modification.
+        return tuple((name, s.st_mtime_ns, s.st_ctime_ns, s.st_size, s.st_ino) for name, s in stats)
