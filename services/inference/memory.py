@@ -4,12 +4,14 @@ import asyncio
 import ctypes
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import structlog
 
+from services.common.errors import QuerentError
 from services.inference.loading import Key, Loader, Signature
 from services.inference.metrics import Metrics
 from services.inference.model import Model
@@ -21,7 +23,6 @@ log = structlog.get_logger()
 class _Loaded:
     model: Model
     signature: Signature
-    users: int = 0
     used_at: float = field(default_factory=time.monotonic)
     # Another version has taken over: it goes as soon as nobody uses it.
     retired: bool = False
@@ -36,7 +37,10 @@ def return_freed_memory() -> None:
 
 
 class LoadedModels:
-    """At most `max_loaded` versions, apart from those in use. Lives on the event loop; loads in threads."""
+    """At most `max_loaded` versions, apart from those in use or on their way out.
+
+    Lives on the event loop; loads in threads.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,8 @@ class LoadedModels:
         self._trim = trim
         self._loaded: dict[Key, _Loaded] = {}
         self._loading: dict[Key, asyncio.Task[_Loaded]] = {}
+        # How many use a version or wait for it: what is being loaded for somebody must not go before he has it.
+        self._users: Counter[Key] = Counter()
         self._dropped = False
 
     def get(self, key: Key) -> Model | None:
@@ -60,23 +66,27 @@ class LoadedModels:
 
     @property
     def full(self) -> bool:
-        return len(self._loaded) >= self._max_loaded
+        return len(self._staying()) >= self._max_loaded
 
     @asynccontextmanager
     async def lease(self, key: Key) -> AsyncIterator[Model]:
         """A model that stays in memory until the block ends. Raises what loading it raises."""
-        entry = await self._entry(key)
-        entry.users += 1
-        entry.used_at = time.monotonic()
-        try:
+        with self._held(key):
+            entry = await self._entry(key)
+            entry.used_at = time.monotonic()
             yield entry.model
-        finally:
-            entry.users -= 1
-            self._evict()
 
-    async def load(self, key: Key) -> None:
-        """Have it in memory, warm, and not on its way out."""
-        (await self._entry(key)).retired = False
+    @asynccontextmanager
+    async def taking_over(self, key: Key, old: Key | None) -> AsyncIterator[None]:
+        """A block with `key` in memory, warm and not on its way out, and `old` still there; after it `old` is retired.
+
+        Raises what loading raises. `old` must not go before the block: its callers would load it again.
+        """
+        with self._held(key), self._held(old) if old else nullcontext():
+            (await self._entry(key)).retired = False
+            yield
+            if old in self._loaded:
+                self._loaded[old].retired = True
 
     def retire(self, key: Key) -> None:
         """Drop it as soon as its last user is done."""
@@ -90,15 +100,21 @@ class LoadedModels:
             self._dropped = False
             await asyncio.to_thread(self._trim)
 
-    async def forget_replaced(self) -> None:
-        """Put aside versions whose files are others by now, as after a campaign was deleted and made anew.
+    async def reload_replaced(self) -> None:
+        """Load versions anew whose files are others by now, as after a campaign was deleted and made anew.
 
-        One that cannot be looked at stays: a registry that is away for a moment must not empty this replica.
+        The old one answers until the new one is warm, and goes on when that is refused or cannot be looked at:
+        what is in memory was verified, and damage on the disk must not reach those who are served.
         """
         for key, entry in list(self._loaded.items()):
             now = await asyncio.to_thread(self._loader.signature, key)
-            if now and now != entry.signature and self._loaded.get(key) is entry:
-                self._drop(key)
+            if not now or now == entry.signature or self._loaded.get(key) is not entry or entry.retired:
+                continue
+            try:
+                await self._load(key)
+            except QuerentError as error:
+                self._loader.report(key, error)
+            else:
                 log.warning("model_replaced_on_disk", model=key[0], version=key[1])
 
     async def _entry(self, key: Key) -> _Loaded:
@@ -115,24 +131,43 @@ class LoadedModels:
         del self._loading[key]
         if not task.cancelled():
             task.exception()  # looked at, so that asyncio does not complain when every caller has gone
+        if not self._users[key]:
+            self._evict()
 
     async def _load(self, key: Key) -> _Loaded:
+        """Into memory, in the place of what is there under that name."""
         signature = await asyncio.to_thread(self._loader.signature, key)
         model = await asyncio.to_thread(self._loader.load, key)
+        if key in self._loaded:
+            self._drop(key)
         entry = self._loaded[key] = _Loaded(model, signature)
         self._metrics.loaded(model.manifest, model.provider, model.statistics)
-        self._evict(keep=key)
         return entry
 
-    def _evict(self, keep: Key | None = None) -> None:
+    @contextmanager
+    def _held(self, key: Key) -> Iterator[None]:
+        self._users[key] += 1
+        try:
+            yield
+        finally:
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
+            self._evict()
+
+    def _evict(self) -> None:
         """Drop what is retired, then what was used longest ago, as long as nobody uses it."""
-        idle = [key for key, entry in self._loaded.items() if not entry.users and key != keep]
+        idle = [key for key in self._loaded if not self._users[key]]
         idle.sort(key=lambda key: (not self._loaded[key].retired, self._loaded[key].used_at))
         for key in idle:
-            if not self._loaded[key].retired and len(self._loaded) <= self._max_loaded:
+            # Those on their way out do not count: the version that took over from one must not go in its place.
+            if not self._loaded[key].retired and len(self._staying()) <= self._max_loaded:
                 return
             self._drop(key)
             log.info("model_unloaded", model=key[0], version=key[1])
+
+    def _staying(self) -> list[Key]:
+        return [key for key, entry in self._loaded.items() if not entry.retired]
 
     def _drop(self, key: Key) -> None:
         """Those who still use it hold it until they are done; nobody else gets it."""

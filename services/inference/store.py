@@ -144,7 +144,7 @@ class ModelStore:
         """Look at the registry once and follow it. What cannot be followed is logged, counted and left."""
         async with self._look:
             await self._loaded.tidy()
-            await self._loaded.forget_replaced()
+            await self._loaded.reload_replaced()
             try:
                 campaigns, promoted = await asyncio.to_thread(self._read_promoted)
             except OSError as error:
@@ -195,15 +195,18 @@ class ModelStore:
 
     async def _follow(self, name: str, version: int) -> None:
         """Let `version` answer. Loaded and warm before the old one goes: never a moment without a model."""
+        previous = self._active.get(name)
+        old = (name, previous) if previous else None
         # At start a registry may hold more campaigns than fit: those are loaded when somebody asks.
-        if name in self._active or not self._loaded.full:
-            try:
-                await self._loaded.load((name, version))
-            except QuerentError as error:
-                self._loader.report((name, version), error)
-                return
-        old = self._active.get(name)
+        if not old and self._loaded.full:
+            self._answer(name, version)
+            return
+        try:
+            async with self._loaded.taking_over((name, version), old):
+                self._answer(name, version)
+        except QuerentError as error:
+            self._loader.report((name, version), error)
+
+    def _answer(self, name: str, version: int) -> None:
         self._active[name] = version
         log.info("model_serving", model=name, version=version)
-        if old:
-            self._loaded.retire((name, old))

@@ -1,19 +1,17 @@
 """Following the registry while serving."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable
 
 import numpy as np
-import onnx
 import pytest
 
 from services.common.errors import DamagedArtefact, NotFound
-from services.common.manifest import HEAD_FILE, MANIFEST_FILE, MODEL_FILE
 from services.common.registry import Registry
+from tests.damage import DAMAGES
 from tests.integration.inference.harness import Served, serving
-from tests.tiny_models import Folders, TinyModel, next_version, probabilities, publish, stage, write_manifest
+from tests.tiny_models import Folders, TinyModel, next_version, probabilities, publish, stage
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 
@@ -84,12 +82,19 @@ async def test_twenty_swaps_under_load_lose_nothing(folders: Folders) -> None:
     [
         ("truncated", "checksum"),
         ("bit flipped", "checksum"),
+        ("bit flipped in the head", "checksum"),
         ("missing", "checksum"),
+        ("another version's network", "checksum"),
+        ("another version's head", "checksum"),
         ("no manifest", "manifest"),
+        ("a manifest that is no JSON", "manifest"),
         ("another version's manifest", "manifest"),
+        ("other classes in the manifest", "contract"),
+        ("another size in the manifest", "contract"),
         ("not a graph", "graph"),
         ("another model's head", "contract"),
         ("another input", "contract"),
+        ("weights that are not numbers", "contract"),
     ],
 )
 async def test_a_damaged_version_is_refused_once_and_the_old_one_serves_on_until_it_is_repaired(
@@ -112,36 +117,28 @@ async def test_a_damaged_version_is_refused_once_and_the_old_one_serves_on_until
         await serves(served, 2)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "no manifest", "another version's head"])
+async def test_damage_to_the_files_of_the_version_that_answers_reaches_nobody(folders: Folders, damage: str) -> None:
+    first = TinyModel()
+    folder = publish(folders.registry, first, promote=True)
+    publish(folders.registry, next_version(first))
+    async with serving(folders) as served:
+        expected = await served.client.predict(PIXELS)
+        DAMAGES[damage](folder, folders.registry, first)
+        reason = "manifest" if damage == "no manifest" else "checksum"
+        await until(lambda: failures(served, reason) == 1)
+        await asyncio.sleep(0.1)  # several polls
+        assert failures(served, reason) == 1
+        assert (await served.client.predict(PIXELS)).predictions == expected.predictions
+        folders.registry.promote("tiny", 2)
+        await serves(served, 2)
+
+
 def promote_damaged(registry: Registry, model: TinyModel, damage: str) -> None:
     """Publish, damage and promote a version in such a way that no reader sees it whole."""
     staged = registry.staging_dir()
     stage(model, staged)
-    path = staged / MODEL_FILE
-    content = bytearray(path.read_bytes())
-    if damage == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "bit flipped":
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    elif damage == "missing":
-        path.unlink()
-    elif damage == "no manifest":
-        (staged / MANIFEST_FILE).unlink()
-    elif damage == "another version's manifest":
-        shutil.copy(registry.root / model.campaign / "1" / MANIFEST_FILE, staged)
-    elif damage == "not a graph":
-        path.write_bytes(b"not a graph")
-        write_manifest(model, staged)
-    elif damage == "another model's head":
-        other = registry.staging_dir()
-        stage(TinyModel(seed=99), other)
-        shutil.copy(other / HEAD_FILE, staged)
-        write_manifest(model, staged)
-    else:
-        graph = onnx.load(path)
-        graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
-        onnx.save(graph, path)
-        write_manifest(model, staged)
+    DAMAGES[damage](staged, registry, model)
     registry.publish(staged, model.campaign, model.version)
     (registry.root / model.campaign / "current").write_text(f"{model.version}\n")
 

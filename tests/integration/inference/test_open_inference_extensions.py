@@ -21,7 +21,7 @@ async def test_the_calls_of_perf_analyzer_in_its_order(served: Served, client: I
     metadata = await client.get_model_metadata("tiny", "")
     config = (await client.get_model_config("tiny", "")).config
     assert config.max_batch_size == 8
-    assert {i.name for i in config.input} <= {i.name for i in metadata.inputs}
+    assert [i.name for i in config.input] == [i.name for i in metadata.inputs]
     # With a batch size over 0 the first dimension of the metadata is the batch's.
     assert [list(i.shape) for i in metadata.inputs] == [[-1, *config.input[0].dims]]
     assert "statistics" in extensions

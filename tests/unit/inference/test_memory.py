@@ -1,8 +1,11 @@
 """What stays in memory, with models that cost nothing to load."""
 
 import asyncio
+import os
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 
 from services.common.errors import DamagedArtefact, NotFound, Unavailable
+from services.common.manifest import Manifest
 from services.common.registry import Registry
 from services.inference.loading import Loader
 from services.inference.memory import LoadedModels
@@ -28,9 +32,13 @@ class FakeLoader:
         self.free.set()
         self.error: Exception | None = None
         self.signatures: dict[tuple[str, int], Any] = {}
+        self.reported: list[tuple[str, int]] = []
 
     def signature(self, key: tuple[str, int]) -> Any:
         return self.signatures.get(key, ("files", key))
+
+    def report(self, key: tuple[str, int], error: Exception) -> None:
+        self.reported.append(key)
 
     def load(self, key: tuple[str, int]) -> Any:
         self.loads.append(key)
@@ -54,27 +62,57 @@ def held(models: LoadedModels) -> list[int]:
     return [version for version in range(1, 10) if models.get(("m", version))]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def lease(models: LoadedModels, version: int) -> None:
     async with models.lease(("m", version)):
         pass
 
 
-async def test_a_version_whose_files_were_replaced_is_loaded_anew(loader: FakeLoader) -> None:
+async def test_a_version_whose_files_were_replaced_is_loaded_anew_and_the_old_one_answers_until_then(
+    loader: FakeLoader,
+) -> None:
     models = memory(loader)
     await lease(models, 1)
-    await models.forget_replaced()
-    assert held(models) == [1]
+    old = models.get(("m", 1))
+    await models.reload_replaced()
+    assert models.get(("m", 1)) is old
     loader.signatures["m", 1] = ("other files",)
-    await models.forget_replaced()
+    loader.free.clear()
+    reloading = asyncio.create_task(models.reload_replaced())
+    await until(lambda: len(loader.loads) == 2)
     await lease(models, 1)
+    assert models.get(("m", 1)) is old
+    loader.free.set()
+    await reloading
+    assert models.get(("m", 1)) not in (None, old)
+    await models.reload_replaced()
     assert loader.loads == [("m", 1), ("m", 1)]
+
+
+async def test_a_version_whose_files_were_damaged_goes_on_until_good_ones_are_there(loader: FakeLoader) -> None:
+    models = memory(loader)
+    await lease(models, 1)
+    old = models.get(("m", 1))
+    loader.signatures["m", 1] = ("damaged files",)
+    loader.error = DamagedArtefact("damaged")
+    await models.reload_replaced()
+    assert models.get(("m", 1)) is old
+    assert loader.reported == [("m", 1)]
+    loader.error = None
+    await models.reload_replaced()
+    assert models.get(("m", 1)) not in (None, old)
 
 
 async def test_a_version_that_cannot_be_looked_at_stays(loader: FakeLoader) -> None:
     models = memory(loader)
     await lease(models, 1)
     loader.signatures["m", 1] = ()
-    await models.forget_replaced()
+    await models.reload_replaced()
     assert held(models) == [1]
 
 
@@ -133,8 +171,50 @@ async def test_a_retired_version_that_is_promoted_again_stays(loader: FakeLoader
     models = memory(loader)
     async with models.lease(("m", 1)):
         models.retire(("m", 1))
-        await models.load(("m", 1))
+        async with models.taking_over(("m", 1), None):
+            pass
     assert held(models) == [1]
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+async def test_a_version_takes_over_beside_the_old_one_and_the_old_one_goes_in_its_place(
+    loader: FakeLoader, in_use: bool
+) -> None:
+    models = memory(loader, max_loaded=1)
+    await lease(models, 1)
+    async with AsyncExitStack() as using:
+        if in_use:
+            await using.enter_async_context(models.lease(("m", 1)))
+        async with models.taking_over(("m", 2), ("m", 1)):
+            await lease(models, 1)
+            assert held(models) == [1, 2]
+        assert held(models) == ([1, 2] if in_use else [2])
+    assert held(models) == [2]
+    assert loader.loads == [("m", 1), ("m", 2)]
+
+
+async def test_a_version_that_cannot_take_over_leaves_the_old_one(loader: FakeLoader) -> None:
+    models = memory(loader, max_loaded=1)
+    await lease(models, 1)
+    loader.error = DamagedArtefact("damaged")
+    with pytest.raises(DamagedArtefact):
+        async with models.taking_over(("m", 2), ("m", 1)):
+            pass
+    assert held(models) == [1]
+    async with models.lease(("m", 1)):
+        pass
+    assert held(models) == [1]
+
+
+async def test_what_nobody_waits_for_any_more_does_not_stay_above_the_limit(loader: FakeLoader) -> None:
+    models = memory(loader, max_loaded=1)
+    await lease(models, 1)
+    loader.free.clear()
+    waiting = asyncio.create_task(lease(models, 2))
+    await until(lambda: len(loader.loads) == 2)
+    waiting.cancel()
+    loader.free.set()
+    await until(lambda: held(models) == [2])
 
 
 async def test_a_failed_load_is_tried_again_by_the_next_caller(loader: FakeLoader) -> None:
@@ -168,6 +248,43 @@ def test_a_damaged_version_is_not_read_again_until_its_files_change(
             loader.load(("tiny", 1))
     assert metrics.registry.get_sample_value("inference_model_load_failures_total", {"reason": "checksum"}) == 1
     stage(TinyModel(), folder)
+    assert loader.load(("tiny", 1)).version == 1
+
+
+def test_a_damaged_version_repaired_in_place_with_its_old_time_is_read_again(registry: Registry) -> None:
+    loader = real_loader(registry, Metrics())
+    head = publish(registry, TinyModel()) / "head.onnx"
+    good, times = head.read_bytes(), head.stat()
+    head.write_bytes(bytes(len(good)))
+    os.utime(head, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DamagedArtefact):
+        loader.load(("tiny", 1))
+    head.write_bytes(good)
+    os.utime(head, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert loader.load(("tiny", 1)).version == 1
+
+
+class Racing(Registry):
+    """Lets something happen to the files after a version was looked at and before it is read."""
+
+    between: Callable[[], object] = staticmethod(lambda: None)
+
+    def manifest(self, campaign: str, version: int) -> Manifest:
+        manifest = super().manifest(campaign, version)
+        self.between()
+        return manifest
+
+
+def test_files_that_are_replaced_between_the_look_and_the_read_are_refused_and_read_again(tmp_path: Path) -> None:
+    registry = Racing(tmp_path / "registry")
+    metrics = Metrics()
+    loader = real_loader(registry, metrics)
+    folder = publish(registry, TinyModel())
+    registry.between = lambda: stage(TinyModel(seed=7), folder)
+    with pytest.raises(DamagedArtefact, match="does not match its checksum"):
+        loader.load(("tiny", 1))
+    assert metrics.registry.get_sample_value("inference_model_load_failures_total", {"reason": "checksum"}) == 1
+    registry.between = lambda: None
     assert loader.load(("tiny", 1)).version == 1
 
 
