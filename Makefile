@@ -35,7 +35,7 @@ serve: $(RUN_VENV) ## Serve the models of the demo until Ctrl-C (gRPC 8001, metr
 	@exec $(BIN)/python -m services.demo serve
 
 ##@ Work on it
-.PHONY: test check format protos lock
+.PHONY: test test-faults check format protos lock
 test: $(DEV_VENV) ## All tests, with real processes and the end-to-end run (PYTEST='-k name' to choose)
 	$(BIN)/python -m pytest $(PYTEST)
 
@@ -45,6 +45,9 @@ check: $(DEV_VENV) ## Format, lint, types, import contracts, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-faults: $(DEV_VENV) ## Swaps, damaged versions and stops under load: ten minutes, best on an idle machine
+	$(BIN)/python -m pytest -m faults -s tests/faults $(PYTEST)
 
 format: $(DEV_VENV) ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .

@@ -61,6 +61,8 @@ class TinyModel:
     accuracy: float = 0.5
     # Multiplications of a 256 x 256 matrix with itself for each image: about 1 ms each.
     work: int = 0
+    # Megabytes of weights that the image goes through.
+    ballast: int = 0
 
     @property
     def weights(self) -> np.ndarray:
@@ -181,23 +183,43 @@ def network_graph(model: TinyModel) -> onnx.ModelProto:
 
 def _work(model: TinyModel) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
     """Products that depend on the image, so that they cannot be folded away, and that change nothing."""
+    nodes, constants, worked = _ballast(model)
     if not model.work:
-        return [], {}, "shifted"
-    constants = {
+        return nodes, constants, worked
+    constants |= {
         "spread": np.zeros((3, 256 * 256), np.float32),
         "square": np.array([-1, 256, 256], np.int64),
         "axes": np.array([1, 2], np.int64),
         "column": np.array([-1, 1], np.int64),
     }
-    nodes = [
-        helper.make_node("MatMul", ["shifted", "spread"], ["zeros"]),
+    nodes += [
+        helper.make_node("MatMul", [worked, "spread"], ["zeros"]),
         helper.make_node("Reshape", ["zeros", "square"], ["work0"]),
         *(helper.make_node("MatMul", [f"work{i}", f"work{i}"], [f"work{i + 1}"]) for i in range(model.work)),
         helper.make_node("ReduceSum", [f"work{model.work}", "axes"], ["sum"], keepdims=0),
         helper.make_node("Reshape", ["sum", "column"], ["nothing"]),
-        helper.make_node("Add", ["shifted", "nothing"], ["worked"]),
+        helper.make_node("Add", [worked, "nothing"], ["worked"]),
     ]
     return nodes, constants, "worked"
+
+
+def _ballast(model: TinyModel) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
+    """A square matrix of so many megabytes, which zeros are multiplied with."""
+    if not model.ballast:
+        return [], {}, "shifted"
+    side = int((model.ballast * 1e6 / 4) ** 0.5)
+    constants = {
+        "nowhere": np.zeros((3, side), np.float32),
+        "ballast": np.random.default_rng(model.seed).normal(size=(side, side)).astype(np.float32),
+        "last": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["shifted", "nowhere"], ["afloat"]),
+        helper.make_node("MatMul", ["afloat", "ballast"], ["carried"]),
+        helper.make_node("ReduceSum", ["carried", "last"], ["weightless"], keepdims=1),
+        helper.make_node("Add", ["shifted", "weightless"], ["laden"]),
+    ]
+    return nodes, constants, "laden"
 
 
 def _head_nodes() -> list[onnx.NodeProto]:
