@@ -38,7 +38,9 @@ class Loader:
         self._batch_sizes = batch_sizes
         self._metrics = metrics
         self._refusals: dict[Key, _Refusal] = {}
+        # What was reported, and which of it again in this look at the registry.
         self._reported: dict[Key, str] = {}
+        self._seen: set[Key] = set()
         self._lock = threading.Lock()
 
     def load(self, key: Key) -> Model:
@@ -77,6 +79,7 @@ class Loader:
 
     def report(self, key: Key, error: QuerentError) -> None:
         """A promoted version that cannot be served: one log line for each new reason, however often polled."""
+        self._seen.add(key)
         if self._reported.get(key) == str(error):
             return
         self._reported[key] = str(error)
@@ -84,6 +87,11 @@ class Loader:
             reason = "missing" if isinstance(error, NotFound) else "current"
             self._metrics.load_failures.labels(reason).inc()
         log.error("promoted_model_refused", model=key[0], version=key[1] or None, error=str(error))
+
+    def looked(self) -> None:
+        """A look at the registry is over: what was not reported in it has passed, and is told when it comes again."""
+        self._reported = {key: text for key, text in self._reported.items() if key in self._seen}
+        self._seen.clear()
 
     def _manifest(self, key: Key) -> Manifest:
         try:

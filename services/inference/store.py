@@ -160,6 +160,7 @@ class ModelStore:
             for name in set(self._active) - set(promoted):
                 self._loaded.retire((name, self._active.pop(name)))
             self._tell(campaigns)
+            self._loader.looked()
 
     def _tell(self, campaigns: Collection[str]) -> None:
         answering = {name: self._active.get(name, 0) for name in campaigns}

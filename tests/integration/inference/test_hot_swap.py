@@ -148,6 +148,7 @@ async def test_a_current_that_names_nothing_is_refused_and_the_old_version_serve
     folders: Folders, content: str
 ) -> None:
     publish(folders.registry, TinyModel(), promote=True)
+    publish(folders.registry, TinyModel(version=2))
     async with serving(folders) as served:
         (folders.registry.root / "tiny" / "current").write_text(content)
         reason = "missing" if content == "9" else "current"
@@ -155,6 +156,10 @@ async def test_a_current_that_names_nothing_is_refused_and_the_old_version_serve
         await asyncio.sleep(0.1)
         assert failures(served, reason) == 1
         assert (await served.client.predict(PIXELS)).version == 1
+        folders.registry.promote("tiny", 2)
+        await serves(served, 2)
+        (folders.registry.root / "tiny" / "current").write_text(content)
+        await until(lambda: failures(served, reason) == 2)
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xfe", b"two", b"0", b""])
