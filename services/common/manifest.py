@@ -43,6 +43,21 @@ class Parity(_Frozen):
     max_embedding_error: float = 0.0
 
 
+class TensorSpec(_Frozen):
+    name: str
+    # As the Open Inference Protocol names it: FP32, UINT8, ...
+    datatype: str
+    # Without the batch dimension, which comes first.
+    shape: tuple[int, ...]
+
+
+class Signature(_Frozen):
+    """What goes into a network and what comes out of it."""
+
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+
+
 class Manifest(_Frozen):
     schema_version: int = 1
     campaign: str
@@ -56,7 +71,7 @@ class Manifest(_Frozen):
     # False when the backbone was trained in this round, so that the embeddings belong to this version alone.
     embedding_shared: bool
     backbone: BackboneInfo
-    # "zero" (nothing learned yet), "logistic" or "linear".
+    # "zero" (nothing learned yet), "logistic", "linear", or "none" for a plain model.
     head: str
     members: int = Field(ge=1)
     temperature: float = Field(gt=0)
@@ -68,6 +83,20 @@ class Manifest(_Frozen):
     files: dict[str, str]
     created_at: datetime
     software: dict[str, str]
+    # Only of a plain model, any network with one batched input: it answers ModelInfer and knows nothing of images,
+    # so that what is said of them above is empty.
+    plain: Signature | None = None
+
+    @property
+    def signature(self) -> Signature:
+        return self.plain or Signature(
+            input=TensorSpec(name="image", datatype="UINT8", shape=(self.input_height, self.input_width, 3)),
+            outputs=(
+                TensorSpec(name="probabilities", datatype="FP32", shape=(len(self.classes),)),
+                TensorSpec(name="logits", datatype="FP32", shape=(self.members, len(self.classes))),
+                TensorSpec(name="embedding", datatype="FP32", shape=(self.embedding_size,)),
+            ),
+        )
 
 
 def read_manifest(version_dir: Path) -> Manifest:
@@ -85,7 +114,7 @@ def read_manifest(version_dir: Path) -> Manifest:
         raise DamagedArtefact(
             f"{path} describes {manifest.campaign}/{manifest.version}; it lies in another version's folder"
         )
-    missing = {MODEL_FILE, HEAD_FILE} - set(manifest.files)
+    missing = ({MODEL_FILE} if manifest.plain else {MODEL_FILE, HEAD_FILE}) - set(manifest.files)
     if missing:
         raise DamagedArtefact(f"{path} has no checksum of {', '.join(sorted(missing))}")
     return manifest

@@ -17,6 +17,7 @@ from services.common.files import fsync_dir, sha256_file, write_atomically
 from services.common.manifest import Manifest, read_manifest
 
 CAMPAIGN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+LABELS_FILE = "labels.txt"
 MAX_BATCH_SIZE = 64
 _KEEP_NEWEST = 5
 
@@ -92,15 +93,19 @@ class Registry:
         return folder
 
     def create_campaign(self, campaign: str, classes: Sequence[str]) -> None:
-        """The campaign's folder with its Triton configuration; nothing when it is there already."""
+        """The campaign's folder with its Triton configuration; nothing when it is there already.
+
+        Without classes, which a plain model has none of, nothing has labels.
+        """
         if not is_campaign_name(campaign):
             raise Conflict(f"{campaign!r} is not a campaign name (a-z, 0-9 and -, at most 63)")
         if (self.root / campaign).exists():
             return
         self.root.mkdir(parents=True, exist_ok=True)
         staged = self.staging_dir()
-        (staged / "labels.txt").write_text("".join(f"{name}\n" for name in classes))
-        (staged / "config.pbtxt").write_text(_triton_config(campaign, None))
+        if classes:
+            (staged / LABELS_FILE).write_text("".join(f"{name}\n" for name in classes))
+        (staged / "config.pbtxt").write_text(_triton_config(campaign, None, labels=bool(classes)))
         staged.rename(self.root / campaign)
         fsync_dir(self.root)
 
@@ -146,7 +151,7 @@ class Registry:
             except DamagedArtefact:
                 continue  # for a person to mend with `al-trainer models promote`; the others come first
             config = self.root / campaign / "config.pbtxt"
-            if not config.is_file() or config.read_text() != _triton_config(campaign, current):
+            if not config.is_file() or config.read_text() != self._config(campaign, current):
                 self._write_config(campaign, current)
         staging = self.root.parent / f"{self.root.name}-staging"
         for left in staging.iterdir() if staging.is_dir() else ():
@@ -186,16 +191,20 @@ class Registry:
             shutil.rmtree(doomed.parent)
 
     def _write_config(self, campaign: str, current: int | None) -> None:
-        write_atomically(self.root / campaign / "config.pbtxt", _triton_config(campaign, current).encode())
+        write_atomically(self.root / campaign / "config.pbtxt", self._config(campaign, current).encode())
+
+    def _config(self, campaign: str, current: int | None) -> str:
+        return _triton_config(campaign, current, labels=(self.root / campaign / LABELS_FILE).is_file())
 
 
-def _triton_config(campaign: str, current: int | None) -> str:
+def _triton_config(campaign: str, current: int | None, labels: bool) -> str:
     """Triton completes names, types and dims from the graph; it must be told only what is not in there."""
+    output = f'output [ {{ name: "probabilities" label_filename: "{LABELS_FILE}" }} ]\n' if labels else ""
     versions = f" versions: [ {current} ] " if current else " "
     return (
         f'name: "{campaign}"\n'
         'platform: "onnxruntime_onnx"\n'
         f"max_batch_size: {MAX_BATCH_SIZE}\n"
-        'output [ { name: "probabilities" label_filename: "labels.txt" } ]\n'
+        f"{output}"
         f"version_policy {{ specific {{{versions}}} }}\n"
     )

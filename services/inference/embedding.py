@@ -23,7 +23,7 @@ from services.common.samples import SampleStore
 from services.inference.claims import Backlog, Work
 from services.inference.folders import Folders
 from services.inference.metrics import Metrics
-from services.inference.model import Model
+from services.inference.model import Model, refuse_plain
 
 SHARD = 1024
 BATCH = 32
@@ -129,6 +129,7 @@ class Embedder:
 
 
 def check_size(model: Model, samples: SampleStore) -> None:
+    refuse_plain(model)
     source, facts = samples.source, model.manifest
     if (source.height, source.width) != (facts.input_height, facts.input_width):
         raise BadRequest(

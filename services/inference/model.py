@@ -3,7 +3,7 @@
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
-from services.common.errors import DamagedArtefact
+from services.common.datatypes import DATATYPES, NUMPY_TYPES
+from services.common.errors import BadRequest, DamagedArtefact
 from services.common.manifest import HEAD_FILE, MODEL_FILE, Manifest
 from services.inference.statistics import Statistics
 from services.inference.widening import widen
@@ -26,7 +27,6 @@ _CUDA_OPTIONS = {
     # On by default, and off by some 1e-3: replicas on CPU and GPU fill one store of fp32 embeddings.
     "use_tf32": "0",
 }
-_OUTPUTS = ("probabilities", "logits", "embedding")
 # Two graphs of one version computed in different batch shapes; anything above is another model's head.
 _HEAD_TOLERANCE = 1e-3
 
@@ -41,24 +41,33 @@ class Refused(DamagedArtefact):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says about N images."""
+    """What a network says about N inputs, by the outputs' names; N comes first in every shape."""
 
-    probabilities: np.ndarray  # (N, C)
-    logits: np.ndarray  # (N, K, C)
-    embedding: np.ndarray  # (N, D)
+    tensors: Mapping[str, np.ndarray]
+
+    @property
+    def probabilities(self) -> np.ndarray:  # (N, C)
+        return self.tensors["probabilities"]
+
+    @property
+    def logits(self) -> np.ndarray:  # (N, K, C)
+        return self.tensors["logits"]
+
+    @property
+    def embedding(self) -> np.ndarray:  # (N, D)
+        return self.tensors["embedding"]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, part: slice) -> "Outputs":
-        return Outputs(self.probabilities[part], self.logits[part], self.embedding[part])
+        return Outputs({name: values[part] for name, values in self.tensors.items()})
 
     @staticmethod
     def concatenate(parts: Sequence["Outputs"]) -> "Outputs":
         if len(parts) == 1:
             return parts[0]
-        return Outputs(
-            np.concatenate([p.probabilities for p in parts]),
-            np.concatenate([p.logits for p in parts]),
-            np.concatenate([p.embedding for p in parts]),
-        )
+        return Outputs({name: np.concatenate([p.tensors[name] for p in parts]) for name in parts[0].tensors})
 
 
 class Runtime:
@@ -99,9 +108,12 @@ class Model:
     """A loaded version. Safe to use from several threads."""
 
     def __init__(
-        self, manifest: Manifest, network: ort.InferenceSession, head: ort.InferenceSession, parallel_runs: int
+        self, manifest: Manifest, network: ort.InferenceSession, head: ort.InferenceSession | None, parallel_runs: int
     ) -> None:
+        """`head` is None for a plain model: nobody asks it to classify embeddings."""
         self.manifest = manifest
+        self.signature = manifest.signature
+        self._outputs = [output.name for output in self.signature.outputs]
         self.provider: str = network.get_providers()[0]
         self.parallel_runs = parallel_runs
         self.statistics = Statistics()
@@ -119,8 +131,9 @@ class Model:
         return self.manifest.version
 
     def predict(self, images: np.ndarray) -> Outputs:
-        """uint8 [N, H, W, 3] -> Outputs"""
-        return Outputs(*self._network.run(list(_OUTPUTS), {"image": images}))
+        """uint8 [N, H, W, 3], or what the signature says -> Outputs"""
+        outputs = self._network.run(self._outputs, {self.signature.input.name: images})
+        return Outputs(dict(zip(self._outputs, outputs, strict=True)))
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, 3] -> float32 (N, D)"""
@@ -129,10 +142,18 @@ class Model:
 
     def classify(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 or float16 (N, D) -> probabilities (N, C), logits (N, K, C)"""
+        if self._head is None:
+            raise TypeError(f"{self.name!r} is a plain model: it has no head")
         if embeddings.dtype == np.float16:
             embeddings = widen(embeddings)
         probabilities, logits = self._head.run(["probabilities", "logits"], {"embedding": embeddings})
         return probabilities, logits
+
+
+def refuse_plain(model: Model) -> None:
+    """Raises BadRequest for a model that knows nothing of images."""
+    if model.manifest.plain:
+        raise BadRequest(f"{model.name!r} is a plain model: it answers ModelInfer of the Open Inference Protocol only")
 
 
 def load(folder: Path, manifest: Manifest, runtime: Runtime, batch_sizes: Sequence[int]) -> Model:
@@ -140,11 +161,12 @@ def load(folder: Path, manifest: Manifest, runtime: Runtime, batch_sizes: Sequen
 
     Raises Refused; OSError when a file cannot be read.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", manifest.embedding_id):
+    plain = manifest.plain is not None
+    if not plain and not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", manifest.embedding_id):
         raise Refused("manifest", f"{folder}: embedding_id {manifest.embedding_id!r} cannot name a folder")
     try:
         network = runtime.session(_verified(folder / MODEL_FILE, manifest))
-        head = runtime.session(_verified(folder / HEAD_FILE, manifest))
+        head = None if plain else runtime.session(_verified(folder / HEAD_FILE, manifest))
     except (Refused, OSError):
         raise
     # onnxruntime raises a dozen unrelated types for a graph that it cannot run.
@@ -152,8 +174,9 @@ def load(folder: Path, manifest: Manifest, runtime: Runtime, batch_sizes: Sequen
         raise Refused("graph", f"{folder}: onnxruntime refuses the graph: {error}") from error
     model = Model(manifest, network, head, runtime.parallel_runs)
     _check_input(folder, manifest, network)
+    warm_up = _warm_up_plain if plain else _warm_up
     for size in sorted(set(batch_sizes), reverse=True):  # the largest first: the arena then never grows again
-        _warm_up(folder, model, size)
+        warm_up(folder, model, size)
     return model
 
 
@@ -169,10 +192,24 @@ def _verified(path: Path, manifest: Manifest) -> bytes:
 
 
 def _check_input(folder: Path, manifest: Manifest, network: ort.InferenceSession) -> None:
-    inputs = [(i.name, i.type, list(i.shape[1:])) for i in network.get_inputs()]
-    expected = [("image", "tensor(uint8)", [manifest.input_height, manifest.input_width, 3])]
+    inputs = [(i.name, DATATYPES.get(i.type, i.type), list(i.shape[1:])) for i in network.get_inputs()]
+    wanted = manifest.signature.input
+    expected = [(wanted.name, wanted.datatype, list(wanted.shape))]
     if inputs != expected:
         raise Refused("contract", f"{folder / MODEL_FILE}: inputs are {inputs}, the contract says {expected}")
+
+
+def _warm_up_plain(folder: Path, model: Model, size: int) -> None:
+    """Zeros: what a plain model makes of them is its own business, as long as it has the promised shapes."""
+    wanted = model.signature.input
+    try:
+        outputs = model.predict(np.zeros((size, *wanted.shape), NUMPY_TYPES[wanted.datatype]))
+    except Exception as error:
+        raise Refused("contract", f"{folder}: a run on {size} zeros failed: {error}") from error
+    expected = {o.name: ((size, *o.shape), NUMPY_TYPES[o.datatype]) for o in model.signature.outputs}
+    given = {name: (values.shape, values.dtype) for name, values in outputs.tensors.items()}
+    if given != expected:
+        raise Refused("contract", f"{folder}: outputs are {given}, the manifest says {expected}")
 
 
 def _warm_up(folder: Path, model: Model, size: int) -> None:
@@ -189,7 +226,7 @@ def _warm_up(folder: Path, model: Model, size: int) -> None:
     given = (outputs.probabilities.shape, outputs.logits.shape, outputs.embedding.shape)
     if classes < 2 or given != expected:
         raise Refused("contract", f"{folder}: output shapes are {given}, the manifest says {expected}")
-    if not all(np.isfinite(getattr(outputs, name)).all() for name in _OUTPUTS):
+    if not all(np.isfinite(values).all() for values in outputs.tensors.values()):
         raise Refused("contract", f"{folder / MODEL_FILE} gives values that are not finite")
     if np.abs(probabilities - outputs.probabilities).max() > _HEAD_TOLERANCE:
         raise Refused("contract", f"{folder}: {HEAD_FILE} and {MODEL_FILE} disagree; they are not of one version")

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from importlib.metadata import version as package_version
 
 from services.common.errors import Conflict, QuerentError
-from services.common.manifest import Manifest
+from services.common.manifest import TensorSpec
 from services.common.pb import open_inference_pb2 as pb
-from services.common.registry import Registry
+from services.common.registry import LABELS_FILE, Registry
 from services.inference.batcher import NORMAL, PRIORITIES, BatchRule
 from services.inference.loading import Key
 from services.inference.memory import LoadedModels
 from services.inference.model import Model
-from services.inference.oip_tensors import INPUT, OUTPUTS
 from services.inference.statistics import Duration, Statistics
 from services.inference.store import ModelStore
 
@@ -47,10 +46,8 @@ class Catalogue:
             name=facts.campaign,
             versions=map(str, [version] if version else described.published),
             platform=PLATFORM,
-            inputs=[_Tensor(name=INPUT, datatype="UINT8", shape=(-1, *_image(facts)))],
-            outputs=[
-                _Tensor(name=output, datatype="FP32", shape=(-1, *shape)) for output, shape in _outputs(facts).items()
-            ],
+            inputs=[_tensor(facts.signature.input)],
+            outputs=map(_tensor, facts.signature.outputs),
         )
 
     async def model_config(self, name: str, version: int) -> pb.ModelConfig:
@@ -60,15 +57,21 @@ class Catalogue:
             platform=PLATFORM,
             backend=BACKEND,
             max_batch_size=self._rule.max_batch,
-            input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_UINT8, dims=_image(facts))],
+            input=[
+                pb.ModelInput(
+                    name=facts.signature.input.name,
+                    data_type=_data_type(facts.signature.input.datatype),
+                    dims=facts.signature.input.shape,
+                )
+            ],
             output=[
                 pb.ModelOutput(
-                    name=output,
-                    data_type=pb.TYPE_FP32,
-                    dims=shape,
-                    label_filename="labels.txt" if output == "probabilities" else "",
+                    name=output.name,
+                    data_type=_data_type(output.datatype),
+                    dims=output.shape,
+                    label_filename=LABELS_FILE if output.name == "probabilities" and not facts.plain else "",
                 )
-                for output, shape in _outputs(facts).items()
+                for output in facts.signature.outputs
             ],
             dynamic_batching=pb.ModelDynamicBatching(
                 max_queue_delay_microseconds=round(self._rule.max_delay_s * 1e6),
@@ -131,15 +134,12 @@ class Catalogue:
         return [(campaign, version) for campaign in served for version in self._registry.versions(campaign)]
 
 
-def _image(facts: Manifest) -> tuple[int, int, int]:
-    return facts.input_height, facts.input_width, 3
+def _tensor(spec: TensorSpec) -> _Tensor:
+    return _Tensor(name=spec.name, datatype=spec.datatype, shape=(-1, *spec.shape))
 
 
-def _outputs(facts: Manifest) -> dict[str, tuple[int, ...]]:
-    """Shapes without the batch dimension."""
-    classes = len(facts.classes)
-    shapes = ((classes,), (facts.members, classes), (facts.embedding_size,))
-    return dict(zip(OUTPUTS, shapes, strict=True))
+def _data_type(datatype: str) -> "pb.DataType.ValueType":
+    return pb.DataType.Value(f"TYPE_{datatype}")
 
 
 def _statistics(model: Model) -> pb.ModelStatistics:

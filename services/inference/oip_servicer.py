@@ -15,7 +15,7 @@ from services.common.errors import BadRequest, DamagedArtefact, NotFound, Unavai
 from services.common.pb import open_inference_pb2 as pb
 from services.inference.batcher import NORMAL
 from services.inference.oip_metadata import Catalogue
-from services.inference.oip_tensors import infer_response, input_images, version_number, wanted_outputs, whole_number
+from services.inference.oip_tensors import infer_response, input_tensor, version_number, wanted_outputs, whole_number
 from services.inference.oip_wire import parse
 from services.inference.predicting import Predictor
 from services.inference.store import ModelStore
@@ -72,8 +72,8 @@ class OpenInferenceServicer:
         request = parse(data)
         message = request.message
         async with self._store.lease(message.model_name, version_number(message.model_version)) as model:
-            wanted = wanted_outputs(message)
-            unpacked = partial(input_images, request, model.manifest, self._predictor.check_count)
+            wanted = wanted_outputs(message, model.manifest)
+            unpacked = partial(input_tensor, request, model.manifest, self._predictor.check_count)
             # Typed contents are a Python number for each value, 0.2 s of a request of 10 MB: not on the event loop.
             images = unpacked() if request.raw else await asyncio.to_thread(unpacked)
             priority = whole_number(message.parameters, "priority") or NORMAL

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from services.common.datatypes import NUMPY_TYPES
 from services.common.errors import BadRequest, did_you_mean
-from services.common.manifest import Manifest
+from services.common.manifest import Manifest, TensorSpec
 from services.common.pb.open_inference_pb2 import (
     InferParameter,
     InferTensorContents,
@@ -17,11 +18,18 @@ from services.common.pb.open_inference_pb2 import (
 from services.inference.model import Model, Outputs
 from services.inference.oip_wire import InferRequest
 
-INPUT = "image"
-OUTPUTS = ("probabilities", "logits", "embedding")
 _CLASSIFIED = "probabilities"
-# The field of InferTensorContents that a datatype belongs in.
-_TYPED_FIELD = {"UINT8": "uint_contents", "BYTES": "bytes_contents"}
+# The field of InferTensorContents that a datatype belongs in, and what its numbers are there. FP16 has none: it comes
+# as raw bytes only.
+_TYPED_FIELD: dict[str, tuple[str, type[np.generic]]] = {
+    "BOOL": ("bool_contents", np.bool_),
+    **dict.fromkeys(("INT8", "INT16", "INT32"), ("int_contents", np.int32)),
+    "INT64": ("int64_contents", np.int64),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), ("uint_contents", np.uint32)),
+    "UINT64": ("uint64_contents", np.uint64),
+    "FP32": ("fp32_contents", np.float32),
+    "FP64": ("fp64_contents", np.float64),
+}
 _LENGTH_BYTES = 4
 
 _Tensor = ModelInferRequest.InferInputTensor
@@ -56,55 +64,60 @@ def whole_number(parameters: _Parameters, name: str) -> int:
 # ---- the request ------------------------------------------------------------------------------------------
 
 
-def wanted_outputs(message: ModelInferRequest) -> Wanted:
+def wanted_outputs(message: ModelInferRequest, manifest: Manifest) -> Wanted:
     """Raises BadRequest for an output that there is not, naming those that there are."""
+    known = [output.name for output in manifest.signature.outputs]
     wanted = {}
     for output in message.outputs:
-        if output.name not in OUTPUTS:
-            raise BadRequest(f"no output {output.name[:60]!r}; known: {', '.join(OUTPUTS)}")
+        if output.name not in known:
+            raise BadRequest(f"no output {output.name[:60]!r}; known: {', '.join(known)}")
         _refuse_shared_memory(f"output {output.name!r}", output.parameters)
         classes = whole_number(output.parameters, "classification")
-        if classes and output.name != _CLASSIFIED:
-            raise BadRequest(f"classification is asked for {output.name!r}; only {_CLASSIFIED!r} has it")
+        if classes and (manifest.plain or output.name != _CLASSIFIED):
+            here = "a plain model has no classes" if manifest.plain else f"only {_CLASSIFIED!r} has it"
+            raise BadRequest(f"classification is asked for {output.name!r}; {here}")
         wanted[output.name] = classes
-    return wanted or dict.fromkeys(OUTPUTS, 0)
+    return wanted or dict.fromkeys(known, 0)
 
 
-def input_images(
+def input_tensor(
     request: InferRequest, manifest: Manifest, check_count: Callable[[int], None]
 ) -> np.ndarray | list[bytes]:
-    """Pixels as uint8 [N, H, W, 3], a view of the request's bytes where they are raw; or N encoded images.
+    """N inputs as the signature says, a view of the request's bytes where they are raw; or N encoded images.
 
     `check_count` is asked about N before anything is made of the contents. Raises BadRequest with what was
     expected and what was given, and what `check_count` raises.
     """
-    tensor = _only_input(request.message.inputs)
-    _refuse_shared_memory(f"input {INPUT!r}", tensor.parameters)
+    wanted = manifest.signature.input
+    tensor = _only_input(request.message.inputs, wanted.name)
+    _refuse_shared_memory(f"input {wanted.name!r}", tensor.parameters)
     if len(request.raw) > 1:
         raise BadRequest(f"raw_input_contents has {len(request.raw)} entries; expected 1, one an input")
     if request.raw and tensor.HasField("contents"):
-        raise BadRequest(f"raw_input_contents and contents of input {INPUT!r} are both given; expected one of them")
+        raise BadRequest(
+            f"raw_input_contents and contents of input {wanted.name!r} are both given; expected one of them"
+        )
     raw = request.raw[0] if request.raw else None
-    if tensor.datatype == "UINT8":
-        shape = _pixels_shape(tensor, manifest)
+    if tensor.datatype == wanted.datatype:
+        shape = _whole_shape(tensor, wanted)
         check_count(shape[0])
-        return _pixels(tensor, raw, shape)
-    if tensor.datatype == "BYTES":
+        return _raw_values(tensor, raw, shape) if raw is not None else _typed_values(tensor, shape)
+    if tensor.datatype == "BYTES" and not manifest.plain:
         count = _encoded_count(tensor)
         check_count(count)
         return _encoded(tensor, raw, count)
     raise BadRequest(
-        f"input {INPUT!r} has datatype {tensor.datatype[:20]!r}; expected UINT8 "
-        f"[-1, {manifest.input_height}, {manifest.input_width}, 3], or BYTES [-1] of encoded images"
+        f"input {wanted.name!r} has datatype {tensor.datatype[:20]!r}; expected {wanted.datatype} "
+        f"{[-1, *wanted.shape]}{'' if manifest.plain else ', or BYTES [-1] of encoded images'}"
     )
 
 
-def _only_input(inputs: Sequence[_Tensor]) -> _Tensor:
+def _only_input(inputs: Sequence[_Tensor], name: str) -> _Tensor:
     for tensor in inputs:
-        if tensor.name != INPUT:
-            raise BadRequest(f"no input {tensor.name[:60]!r}; {did_you_mean(tensor.name[:60], [INPUT])}")
+        if tensor.name != name:
+            raise BadRequest(f"no input {tensor.name[:60]!r}; {did_you_mean(tensor.name[:60], [name])}")
     if len(inputs) != 1:
-        raise BadRequest(f"{len(inputs)} inputs are given; expected 1, {INPUT!r}")
+        raise BadRequest(f"{len(inputs)} inputs are given; expected 1, {name!r}")
     return inputs[0]
 
 
@@ -113,46 +126,71 @@ def _refuse_shared_memory(what: str, parameters: _Parameters) -> None:
         raise BadRequest(f"{what} is in shared memory, which this server does not have; send it in the message")
 
 
-def _pixels_shape(tensor: _Tensor, manifest: Manifest) -> list[int]:
+def _whole_shape(tensor: _Tensor, wanted: TensorSpec) -> list[int]:
     shape = list(tensor.shape)
-    expected = [-1, manifest.input_height, manifest.input_width, 3]
-    if shape[1:] != expected[1:] or shape[0] < 0:
-        raise BadRequest(f"input {INPUT!r} has shape {shape[:8]}; expected {expected}")
+    if shape[1:] != list(wanted.shape) or not shape or shape[0] < 0:
+        raise BadRequest(f"input {tensor.name!r} has shape {shape[:8]}; expected {[-1, *wanted.shape]}")
     return shape
 
 
-def _pixels(tensor: _Tensor, raw: memoryview | None, shape: list[int]) -> np.ndarray:
+def _raw_values(tensor: _Tensor, raw: memoryview, shape: list[int]) -> np.ndarray:
+    kind = NUMPY_TYPES[tensor.datatype]
+    expected = math.prod(shape) * kind.itemsize
+    if len(raw) != expected:
+        raise BadRequest(
+            f"input {tensor.name!r} has {len(raw)} bytes; shape {shape} of {tensor.datatype} needs {expected}"
+        )
+    return np.frombuffer(raw, kind).reshape(shape)
+
+
+def _typed_values(tensor: _Tensor, shape: list[int]) -> np.ndarray:
+    if tensor.datatype not in _TYPED_FIELD:
+        raise BadRequest(f"{tensor.datatype} of input {tensor.name!r} can only come in raw_input_contents")
+    field, number = _TYPED_FIELD[tensor.datatype]
+    given = getattr(_contents(tensor, field), field)
     expected = math.prod(shape)
-    unit = "values" if raw is None else "bytes"
-    given = len(_typed(tensor).uint_contents) if raw is None else len(raw)
-    if given != expected:
-        raise BadRequest(f"input {INPUT!r} has {given} {unit}; shape {shape} of UINT8 needs {expected}")
-    if raw is not None:
-        return np.frombuffer(raw, np.uint8).reshape(shape)
-    values = np.fromiter(tensor.contents.uint_contents, np.uint32, given)
-    if values.max() > 255:
-        raise BadRequest(f"input {INPUT!r} has the value {values.max()} at {values.argmax()}; UINT8 ends at 255")
-    return values.astype(np.uint8).reshape(shape)
+    if len(given) != expected:
+        raise BadRequest(
+            f"input {tensor.name!r} has {len(given)} values; shape {shape} of {tensor.datatype} needs {expected}"
+        )
+    values = np.fromiter(given, number, expected)
+    kind = NUMPY_TYPES[tensor.datatype]
+    if kind.kind in "iu":
+        _check_range(tensor, values, np.iinfo(kind))
+    return values.astype(kind, copy=False).reshape(shape)
+
+
+def _check_range(tensor: _Tensor, values: np.ndarray, limits: np.iinfo) -> None:
+    """Small integers come in fields for larger ones."""
+    if values.max() > limits.max:
+        place, end = values.argmax(), f"ends at {limits.max}"
+    elif values.min() < limits.min:
+        place, end = values.argmin(), f"begins at {limits.min}"
+    else:
+        return
+    raise BadRequest(f"input {tensor.name!r} has the value {values[place]} at {place}; {tensor.datatype} {end}")
 
 
 def _encoded_count(tensor: _Tensor) -> int:
     shape = list(tensor.shape)
     # Clients that always send a batch dimension say [N, 1] for N strings.
     if shape[1:] not in ([], [1]) or not shape or shape[0] < 0:
-        raise BadRequest(f"input {INPUT!r} has shape {shape[:8]}; expected [-1], one element an encoded image")
+        raise BadRequest(f"input {tensor.name!r} has shape {shape[:8]}; expected [-1], one element an encoded image")
     return shape[0]
 
 
 def _encoded(tensor: _Tensor, raw: memoryview | None, count: int) -> list[bytes]:
     if raw is not None:
-        return _elements(raw, count)
-    images = list(_typed(tensor).bytes_contents)
+        return _elements(tensor.name, raw, count)
+    images = list(_contents(tensor, "bytes_contents").bytes_contents)
     if len(images) != count:
-        raise BadRequest(f"input {INPUT!r} has {len(images)} elements; its shape {list(tensor.shape)} needs {count}")
+        raise BadRequest(
+            f"input {tensor.name!r} has {len(images)} elements; its shape {list(tensor.shape)} needs {count}"
+        )
     return images
 
 
-def _elements(raw: memoryview, count: int) -> list[bytes]:
+def _elements(name: str, raw: memoryview, count: int) -> list[bytes]:
     """`count` elements, each a little-endian length of four bytes and then so many bytes."""
     elements = []
     at = 0
@@ -161,20 +199,19 @@ def _elements(raw: memoryview, count: int) -> list[bytes]:
         at = first + int.from_bytes(raw[at:first], "little")
         if at > len(raw):
             raise BadRequest(
-                f"input {INPUT!r}: element {place} of {count} ends at byte {at} of its raw contents, which have "
+                f"input {name!r}: element {place} of {count} ends at byte {at} of its raw contents, which have "
                 f"{len(raw)}; an element of BYTES is a little-endian length of 4 bytes and then so many bytes"
             )
         elements.append(bytes(raw[first:at]))
     if at != len(raw):
-        raise BadRequest(f"input {INPUT!r}: its {count} elements end at byte {at}; its raw contents have {len(raw)}")
+        raise BadRequest(f"input {name!r}: its {count} elements end at byte {at}; its raw contents have {len(raw)}")
     return elements
 
 
-def _typed(tensor: _Tensor) -> InferTensorContents:
-    expected = _TYPED_FIELD[tensor.datatype]
+def _contents(tensor: _Tensor, expected: str) -> InferTensorContents:
     for field, _ in tensor.contents.ListFields():
         if field.name != expected:
-            raise BadRequest(f"{tensor.datatype} of input {INPUT!r} is in {field.name}; expected {expected}")
+            raise BadRequest(f"{tensor.datatype} of input {tensor.name!r} is in {field.name}; expected {expected}")
     return tensor.contents
 
 
@@ -183,14 +220,15 @@ def _typed(tensor: _Tensor) -> InferTensorContents:
 
 def infer_response(model: Model, outputs: Outputs, wanted: Wanted, request_id: str) -> ModelInferResponse:
     response = ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request_id)
+    datatypes = {output.name: output.datatype for output in model.signature.outputs}
     for name, classes in wanted.items():
-        values: np.ndarray = getattr(outputs, name)
+        values = outputs.tensors[name]
         if classes:
             named = _classified(values, model.manifest.classes, classes)
             response.outputs.add(name=name, datatype="BYTES", shape=(len(named), len(named[0])))
             response.raw_output_contents.append(b"".join(_element(text) for row in named for text in row))
         else:
-            response.outputs.add(name=name, datatype="FP32", shape=values.shape)
+            response.outputs.add(name=name, datatype=datatypes[name], shape=values.shape)
             response.raw_output_contents.append(values.tobytes())
     return response
 

@@ -14,7 +14,7 @@ from services.common.errors import BadImage, BadRequest
 from services.inference.acquisition import acquisition_named, member_probabilities
 from services.inference.batcher import NORMAL, PRIORITIES, BatchRule, MicroBatcher
 from services.inference.metrics import Metrics
-from services.inference.model import Model, Outputs
+from services.inference.model import Model, Outputs, refuse_plain
 
 _CHUNK = 8  # images that one thread decodes before another request's turn
 _INLINE = 4  # small images that the event loop decodes itself: 11 µs each, a hand-over to a thread takes 60
@@ -67,6 +67,7 @@ class Predictor:
         self._batchers: WeakKeyDictionary[Model, MicroBatcher] = WeakKeyDictionary()
 
     async def predict(self, model: Model, query: Query) -> Answer:
+        refuse_plain(model)
         acquisition = acquisition_named(query.acquisition) if query.acquisition else None
         if isinstance(query.images, Raw):
             self.check_count(query.images.count)  # before its bytes: the caller may say any number
@@ -130,7 +131,9 @@ class Predictor:
         return pixels
 
     def _count(self, model: Model, outputs: Outputs) -> None:
-        self._metrics.count_images(model.manifest, "predict", len(outputs.probabilities))
+        self._metrics.count_images(model.manifest, "predict", len(outputs))
+        if model.manifest.plain:
+            return
         confidence = self._metrics.confidence.labels(model.name, model.version)
         for value in outputs.probabilities.max(axis=1):
             confidence.observe(value)

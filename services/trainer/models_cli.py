@@ -1,5 +1,6 @@
 """al-trainer models: the versions of a campaign and which of them answers."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ from rich.table import Table
 from services.common.errors import NotFound, did_you_mean
 from services.common.registry import Registry
 from services.trainer import wiring
+from services.trainer.plain_models import import_plain
 
-app = typer.Typer(no_args_is_help=True, help="Model versions: list, promote, roll back, pin, prune.")
+app = typer.Typer(no_args_is_help=True, help="Model versions: list, import, promote, roll back, pin, prune.")
 console = Console()
 
 Campaign = Annotated[str, typer.Argument(help="A campaign's name.")]
@@ -52,6 +54,25 @@ def list_versions(campaign: Campaign) -> None:
             manifest.created_at.strftime("%m-%d %H:%M"),
         )
     console.print(table)
+
+
+@app.command("import")
+def import_command(
+    name: Annotated[str, typer.Argument(help="What clients will call it.")],
+    graph: Annotated[Path, typer.Argument(help="An ONNX file with one input and a free batch dimension.")],
+    promote_it: Annotated[bool, typer.Option("--promote/--no-promote", help="Let it answer at once.")] = True,
+) -> None:
+    """Serve a network that Querent did not train: it answers ModelInfer, tensors in and tensors out.
+
+    Example:
+
+      al-trainer models import mobilenet mobilenet.onnx
+    """
+    registry = Registry(wiring.settings().registry_dir)
+    version = import_plain(registry, name, graph)
+    if promote_it:
+        registry.promote(name, version)
+    console.print(f"{name} version {version} is published{' and answers' if promote_it else ''}")
 
 
 @app.command()

@@ -35,7 +35,7 @@ class FakeModel:
         if self.fails:
             raise RuntimeError("the device is gone")
         column = images[:, 0, 0, :1].astype(np.float32)
-        return Outputs(column, column[:, None], column)
+        return Outputs({"probabilities": column, "logits": column[:, None], "embedding": column})
 
 
 @pytest.fixture
