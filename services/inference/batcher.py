@@ -1,18 +1,17 @@
 """The micro-batcher: joins images of many requests into one run of the network.
 
-A waiting request starts at once while nothing is running. While something is running, what waits is joined
-until a batch is full, or the oldest has waited max_delay, or the device is idle again. Requests of a higher
-priority are taken first; those of one priority in the order they came.
+While nothing is running, what waits starts at once, or with what arrives in the same turn of the event loop. While
+something is running, what waits is joined until a batch is full, or the oldest has waited max_delay, or the device
+is idle again. Requests of a higher priority are taken first; those of one priority in the order they came.
 """
 
 import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 
@@ -33,8 +32,9 @@ class BatchRule:
     queue_limit: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Waiting:
+    model: Model
     images: np.ndarray
     answer: "asyncio.Future[Outputs]"
     arrived: float
@@ -43,86 +43,101 @@ class _Waiting:
 
 
 class MicroBatcher:
-    """One for each loaded model. It holds no reference to the model while it is idle, see Predictor."""
+    """One for each loaded model. It holds no reference to the model while it is idle, see Predictor.
+
+    Everything happens on the event loop but the runs themselves, which are in `pool`.
+    """
 
     def __init__(self, pool: Executor, rule: BatchRule, metrics: Metrics, statistics: Statistics) -> None:
         self._pool = pool
         self._rule = rule
         self._metrics = metrics
         self._statistics = statistics
-        self._admitted = 0
+        self.admitted = 0
         self._running = 0
         # Requests and images that wait, by priority.
         self._waiting: dict[int, deque[_Waiting]] = {priority: deque() for priority in PRIORITIES}
         self._images = 0
-        self._changed = asyncio.Event()
-        self._pump: asyncio.Task[None] | None = None
-        self._runs: set[asyncio.Task[None]] = set()
+        # A look at what waits is due in the next turn of the loop, and what waited when that was decided.
+        self._looking = False
+        self._seen = 0
+        self._timer: asyncio.TimerHandle | None = None
 
-    @contextmanager
-    def admit(self, count: int) -> Iterator[None]:
-        """Room for `count` images of a request from before their decoding until its answer. Raises Overloaded."""
-        with self._statistics.request():
-            if self._admitted + count > self._rule.queue_limit:
-                raise Overloaded(
-                    f"{self._admitted} images are waiting and {count} more do not fit; "
-                    f"the limit is {self._rule.queue_limit}; try again later"
-                )
-            self._admitted += count
-            try:
-                yield
-            finally:
-                self._admitted -= count
+    def admit(self, count: int) -> "Admission":
+        """Room for `count` images of a request from before their decoding until its answer; raises Overloaded."""
+        return Admission(self, self._statistics, count, self._rule.queue_limit)
 
     async def predict(
         self, model: Model, images: np.ndarray, deadline: float = math.inf, priority: int = NORMAL
     ) -> Outputs:
         """uint8 [N, H, W, 3] -> Outputs. Raises DeadlineExpired when its turn comes too late."""
         step = self._rule.max_batch
-        parts = [self._enqueue(images[i : i + step], deadline, priority) for i in range(0, len(images), step)]
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._serve(model))
-        self._changed.set()
+        if len(images) <= step:
+            return await self._enqueue(model, images, deadline, priority)
+        parts = [self._enqueue(model, images[i : i + step], deadline, priority) for i in range(0, len(images), step)]
         return Outputs.concatenate(await asyncio.gather(*parts))
 
-    def _enqueue(self, images: np.ndarray, deadline: float, priority: int) -> "asyncio.Future[Outputs]":
+    def _enqueue(self, model: Model, images: np.ndarray, deadline: float, priority: int) -> "asyncio.Future[Outputs]":
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(images, loop.create_future(), loop.time(), deadline)
+        waiting = _Waiting(model, images, loop.create_future(), loop.time(), deadline)
         self._waiting[priority].append(waiting)
         self._images += len(images)
         self._statistics.pending += 1
         self._metrics.queue_depth.inc(len(images))
+        if not self._looking and self._running < model.parallel_runs:
+            self._look_soon(loop)
         return waiting.answer
 
-    async def _serve(self, model: Model) -> None:
-        """Start runs until nothing waits any more."""
+    # ---- when to start -------------------------------------------------------------------------------
+
+    def _look_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looking = True
+        self._seen = self._images
+        loop.call_soon(self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looking = False
+        arriving = self._images > self._seen
+        if arriving and self._images < self._rule.max_batch and self._until_oldest_is_due(loop) > 0:
+            # As long as each turn brings more: a run for the first of a burst would make all others wait for its end.
+            self._look_soon(loop)
+        else:
+            self._start_runs(loop)
+
+    def _start_runs(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         while self._images:
-            patience = self._patience(model.parallel_runs)
+            patience = self._patience(loop)
             if patience > 0:
-                self._changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(None if math.isinf(patience) else patience):
-                        await self._changed.wait()
-                continue
-            batch = self._take()
+                if not math.isinf(patience):
+                    self._timer = loop.call_later(patience, self._start_runs, loop)
+                return
+            batch = self._take(loop)
             if batch:
                 self._running += 1
-                run = asyncio.create_task(self._run(model, batch))
-                self._runs.add(run)  # the loop itself keeps only a weak reference to a task
-                run.add_done_callback(self._runs.discard)
+                self._pool.submit(self._run, loop, batch)
 
-    def _patience(self, slots: int) -> float:
+    def _patience(self, loop: asyncio.AbstractEventLoop) -> float:
         """Seconds that the next run must still wait: 0 starts it, inf waits for a running one."""
-        if self._running >= slots:
+        if self._running >= self._oldest().model.parallel_runs:
             return math.inf
         if self._running == 0 or self._images >= self._rule.max_batch:
             return 0.0
-        oldest = min(queue[0].arrived for queue in self._waiting.values() if queue)
-        return oldest + self._rule.max_delay_s - asyncio.get_running_loop().time()
+        return self._until_oldest_is_due(loop)
 
-    def _take(self) -> list[_Waiting]:
+    def _until_oldest_is_due(self, loop: asyncio.AbstractEventLoop) -> float:
+        return self._oldest().arrived + self._rule.max_delay_s - loop.time()
+
+    def _oldest(self) -> _Waiting:
+        return min((queue[0] for queue in self._waiting.values() if queue), key=lambda waiting: waiting.arrived)
+
+    # ---- what to start -------------------------------------------------------------------------------
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
         """The next batch, without requests that nobody waits for any more."""
-        now = asyncio.get_running_loop().time()
+        now = loop.time()
         batch: list[_Waiting] = []
         size = 0
         for queue in self._waiting.values():
@@ -156,27 +171,73 @@ class MicroBatcher:
             return True
         return False
 
-    async def _run(self, model: Model, batch: list[_Waiting]) -> None:
-        started = time.perf_counter_ns()
-        images = batch[0].images if len(batch) == 1 else np.concatenate([w.images for w in batch])
-        joined = ran = time.perf_counter_ns()
+    # ---- a run ---------------------------------------------------------------------------------------
+
+    def _run(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
+        """In a thread of the pool. The loop is woken once, whatever the batch's size."""
+        started = joined = time.perf_counter_ns()
+        result: Outputs | BaseException
         try:
-            outputs = await asyncio.get_running_loop().run_in_executor(self._pool, model.predict, images)
-        except Exception as error:
-            ran = time.perf_counter_ns()
+            images = batch[0].images if len(batch) == 1 else np.concatenate([w.images for w in batch])
+            joined = time.perf_counter_ns()
+            result = batch[0].model.predict(images)
+        except BaseException as error:
+            result = error
+        loop.call_soon_threadsafe(self._ran, loop, batch, result, joined - started, time.perf_counter_ns() - joined)
+
+    def _ran(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[_Waiting],
+        result: Outputs | BaseException,
+        join_ns: int,
+        run_ns: int,
+    ) -> None:
+        self._running -= 1
+        if self._images and not self._looking:
+            self._start_runs(loop)  # the device first: handing out takes a while
+        images = sum(len(waiting.images) for waiting in batch)
+        if isinstance(result, BaseException):
             for waiting in batch:
                 if not waiting.answer.done():
-                    waiting.answer.set_exception(error)
+                    waiting.answer.set_exception(result)
         else:
-            ran = time.perf_counter_ns()
-            _hand_out(batch, outputs)
-            ended = time.perf_counter_ns()
-            self._statistics.ran(len(images), len(batch), joined - started, ran - joined, ended - ran)
-        finally:
-            self._running -= 1
-            self._changed.set()
-            self._metrics.batch_size.observe(len(images))
-            self._metrics.run_seconds.labels(model.name, model.version).observe((ran - joined) / 1e9)
+            began = time.perf_counter_ns()
+            _hand_out(batch, result)
+            self._statistics.ran(images, len(batch), join_ns, run_ns, time.perf_counter_ns() - began)
+        model = batch[0].model
+        self._metrics.batch_size.observe(images)
+        self._metrics.run_seconds.labels(model.name, model.version).observe(run_ns / 1e9)
+
+
+class Admission:
+    """The block in which a request is answered. Counts it by how the block ends."""
+
+    __slots__ = ("_batcher", "_count", "_limit", "_started", "_statistics")
+
+    def __init__(self, batcher: MicroBatcher, statistics: Statistics, count: int, limit: int) -> None:
+        self._batcher = batcher
+        self._statistics = statistics
+        self._count = count
+        self._limit = limit
+        self._started = time.perf_counter_ns()
+
+    def __enter__(self) -> None:
+        admitted = self._batcher.admitted
+        if admitted + self._count > self._limit:
+            error = Overloaded(
+                f"{admitted} images are waiting and {self._count} more do not fit; "
+                f"the limit is {self._limit}; try again later"
+            )
+            self._statistics.ended(time.perf_counter_ns() - self._started, error)
+            raise error
+        self._batcher.admitted += self._count
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._batcher.admitted -= self._count
+        self._statistics.ended(time.perf_counter_ns() - self._started, error)
 
 
 def _hand_out(batch: list[_Waiting], outputs: Outputs) -> None:

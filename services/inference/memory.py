@@ -36,6 +36,20 @@ def return_freed_memory() -> None:
             trim(0)
 
 
+class Held:
+    """A model in use."""
+
+    __slots__ = ("_key", "_loaded", "model")
+
+    def __init__(self, loaded: "LoadedModels", key: Key, model: Model) -> None:
+        self._loaded = loaded
+        self._key = key
+        self.model = model
+
+    def let_go(self) -> None:
+        self._loaded.let_go(self._key)
+
+
 class LoadedModels:
     """At most `max_loaded` versions, apart from those in use or on their way out.
 
@@ -68,13 +82,29 @@ class LoadedModels:
     def full(self) -> bool:
         return len(self._staying()) >= self._max_loaded
 
-    @asynccontextmanager
-    async def lease(self, key: Key) -> AsyncIterator[Model]:
-        """A model that stays in memory until the block ends. Raises what loading it raises."""
-        with self._held(key):
-            entry = await self._entry(key)
-            entry.used_at = time.monotonic()
-            yield entry.model
+    def hold(self, key: Key) -> Held | None:
+        """A version that is in memory, which stays there until it is let go; None when it is not."""
+        entry = self._loaded.get(key)
+        return self._hold(key, entry) if entry else None
+
+    async def hold_loaded(self, key: Key) -> Held:
+        """The same, loaded when it must be. Raises what loading it raises."""
+        with self._in_use(key):  # while it is being loaded
+            return self._hold(key, await self._entry(key))
+
+    def _hold(self, key: Key, entry: _Loaded) -> Held:
+        entry.used_at = time.monotonic()
+        self._users[key] += 1
+        return Held(self, key, entry.model)
+
+    def let_go(self, key: Key) -> None:
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+        entry = self._loaded.get(key)
+        # Every call passes here: whether there is anything to do is asked first.
+        if len(self._loaded) > self._max_loaded or (entry and entry.retired):
+            self._evict()
 
     @asynccontextmanager
     async def taking_over(self, key: Key, old: Key | None) -> AsyncIterator[None]:
@@ -82,7 +112,7 @@ class LoadedModels:
 
         Raises what loading raises. `old` must not go before the block: its callers would load it again.
         """
-        with self._held(key), self._held(old) if old else nullcontext():
+        with self._in_use(key), self._in_use(old) if old else nullcontext():
             (await self._entry(key)).retired = False
             yield
             if old in self._loaded:
@@ -145,15 +175,12 @@ class LoadedModels:
         return entry
 
     @contextmanager
-    def _held(self, key: Key) -> Iterator[None]:
+    def _in_use(self, key: Key) -> Iterator[None]:
         self._users[key] += 1
         try:
             yield
         finally:
-            self._users[key] -= 1
-            if not self._users[key]:
-                del self._users[key]
-            self._evict()
+            self.let_go(key)
 
     def _evict(self) -> None:
         """Drop what is retired, then what was used longest ago, as long as nobody uses it."""

@@ -98,7 +98,11 @@ class Metrics:
         self._feedback_series.unloaded(version)
 
     def count_images(self, manifest: Manifest, purpose: Purpose, count: int) -> None:
-        self.images.labels(*_labels(manifest), purpose).inc(count)
+        self.images_of(manifest, purpose).inc(count)
+
+    def images_of(self, manifest: Manifest, purpose: Purpose) -> Counter:
+        """To keep where every call counts."""
+        return self.images.labels(*_labels(manifest), purpose)
 
     def count_feedback(self, campaign: str, version: int, round_no: int, correct: bool) -> None:
         """Also of a version that is not in memory. Thread-safe."""

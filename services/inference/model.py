@@ -113,7 +113,9 @@ class Model:
         """`head` is None for a plain model: nobody asks it to classify embeddings."""
         self.manifest = manifest
         self.signature = manifest.signature
-        self._outputs = [output.name for output in self.signature.outputs]
+        # Of the outputs, by name.
+        self.datatypes = {output.name: output.datatype for output in self.signature.outputs}
+        self._outputs = list(self.datatypes)
         self.provider: str = network.get_providers()[0]
         self.parallel_runs = parallel_runs
         self.statistics = Statistics()

@@ -8,7 +8,7 @@ import numpy as np
 
 from services.common.datatypes import NUMPY_TYPES
 from services.common.errors import BadRequest, did_you_mean
-from services.common.manifest import Manifest, TensorSpec
+from services.common.manifest import TensorSpec
 from services.common.pb.open_inference_pb2 import (
     InferParameter,
     InferTensorContents,
@@ -64,31 +64,32 @@ def whole_number(parameters: _Parameters, name: str) -> int:
 # ---- the request ------------------------------------------------------------------------------------------
 
 
-def wanted_outputs(message: ModelInferRequest, manifest: Manifest) -> Wanted:
+def wanted_outputs(message: ModelInferRequest, model: Model) -> Wanted:
     """Raises BadRequest for an output that there is not, naming those that there are."""
-    known = [output.name for output in manifest.signature.outputs]
+    known = model.datatypes
+    if not message.outputs:
+        return dict.fromkeys(known, 0)
+    plain = model.manifest.plain is not None
     wanted = {}
     for output in message.outputs:
         if output.name not in known:
             raise BadRequest(f"no output {output.name[:60]!r}; known: {', '.join(known)}")
         _refuse_shared_memory(f"output {output.name!r}", output.parameters)
         classes = whole_number(output.parameters, "classification")
-        if classes and (manifest.plain or output.name != _CLASSIFIED):
-            here = "a plain model has no classes" if manifest.plain else f"only {_CLASSIFIED!r} has it"
+        if classes and (plain or output.name != _CLASSIFIED):
+            here = "a plain model has no classes" if plain else f"only {_CLASSIFIED!r} has it"
             raise BadRequest(f"classification is asked for {output.name!r}; {here}")
         wanted[output.name] = classes
-    return wanted or dict.fromkeys(known, 0)
+    return wanted
 
 
-def input_tensor(
-    request: InferRequest, manifest: Manifest, check_count: Callable[[int], None]
-) -> np.ndarray | list[bytes]:
+def input_tensor(request: InferRequest, model: Model, check_count: Callable[[int], None]) -> np.ndarray | list[bytes]:
     """N inputs as the signature says, a view of the request's bytes where they are raw; or N encoded images.
 
     `check_count` is asked about N before anything is made of the contents. Raises BadRequest with what was
     expected and what was given, and what `check_count` raises.
     """
-    wanted = manifest.signature.input
+    wanted, plain = model.signature.input, model.manifest.plain is not None
     tensor = _only_input(request.message.inputs, wanted.name)
     _refuse_shared_memory(f"input {wanted.name!r}", tensor.parameters)
     if len(request.raw) > 1:
@@ -102,13 +103,13 @@ def input_tensor(
         shape = _whole_shape(tensor, wanted)
         check_count(shape[0])
         return _raw_values(tensor, raw, shape) if raw is not None else _typed_values(tensor, shape)
-    if tensor.datatype == "BYTES" and not manifest.plain:
+    if tensor.datatype == "BYTES" and not plain:
         count = _encoded_count(tensor)
         check_count(count)
         return _encoded(tensor, raw, count)
     raise BadRequest(
         f"input {wanted.name!r} has datatype {tensor.datatype[:20]!r}; expected {wanted.datatype} "
-        f"{[-1, *wanted.shape]}{'' if manifest.plain else ', or BYTES [-1] of encoded images'}"
+        f"{[-1, *wanted.shape]}{'' if plain else ', or BYTES [-1] of encoded images'}"
     )
 
 
@@ -220,7 +221,6 @@ def _contents(tensor: _Tensor, expected: str) -> InferTensorContents:
 
 def infer_response(model: Model, outputs: Outputs, wanted: Wanted, request_id: str) -> ModelInferResponse:
     response = ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request_id)
-    datatypes = {output.name: output.datatype for output in model.signature.outputs}
     for name, classes in wanted.items():
         values = outputs.tensors[name]
         if classes:
@@ -228,7 +228,7 @@ def infer_response(model: Model, outputs: Outputs, wanted: Wanted, request_id: s
             response.outputs.add(name=name, datatype="BYTES", shape=(len(named), len(named[0])))
             response.raw_output_contents.append(b"".join(_element(text) for row in named for text in row))
         else:
-            response.outputs.add(name=name, datatype=datatypes[name], shape=values.shape)
+            response.outputs.add(name=name, datatype=model.datatypes[name], shape=values.shape)
             response.raw_output_contents.append(values.tobytes())
     return response
 

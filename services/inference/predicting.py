@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from prometheus_client import Counter, Histogram
 
 from services.common import images as codec
 from services.common.errors import BadImage, BadRequest
@@ -52,6 +53,15 @@ class Limits:
     max_pixels: int
 
 
+@dataclass(frozen=True)
+class _Desk:
+    """Where one model's requests are answered: its batcher, and its metrics looked up once."""
+
+    batcher: MicroBatcher
+    images: Counter
+    confidence: Histogram | None
+
+
 class Predictor:
     """Answers queries with a model that the caller holds."""
 
@@ -64,7 +74,7 @@ class Predictor:
         self._limits = limits
         self._metrics = metrics
         # A batcher lives as long as its model; a batcher that referred to its model would keep both for ever.
-        self._batchers: WeakKeyDictionary[Model, MicroBatcher] = WeakKeyDictionary()
+        self._desks: WeakKeyDictionary[Model, _Desk] = WeakKeyDictionary()
 
     async def predict(self, model: Model, query: Query) -> Answer:
         refuse_plain(model)
@@ -88,14 +98,22 @@ class Predictor:
         self.check_count(len(images))
         if priority not in PRIORITIES:
             raise BadRequest(f"no priority {priority}; 1 goes first, 2 is normal, 3 goes last")
-        batcher = self._batchers.get(model)
-        if batcher is None:
-            batcher = self._batchers[model] = MicroBatcher(self._run_pool, self._rule, self._metrics, model.statistics)
-        with batcher.admit(len(images)):
+        desk = self._desks.get(model) or self._desk(model)
+        with desk.batcher.admit(len(images)):
             pixels = images if isinstance(images, np.ndarray) else await self._decoded(images, model)
-            outputs = await batcher.predict(model, pixels, deadline, priority)
-        self._count(model, outputs)
+            outputs = await desk.batcher.predict(model, pixels, deadline, priority)
+        desk.images.inc(len(images))
+        if desk.confidence:
+            for value in outputs.probabilities.max(axis=1).tolist():
+                desk.confidence.observe(value)
         return outputs
+
+    def _desk(self, model: Model) -> "_Desk":
+        batcher = MicroBatcher(self._run_pool, self._rule, self._metrics, model.statistics)
+        images = self._metrics.images_of(model.manifest, "predict")
+        confidence = None if model.manifest.plain else self._metrics.confidence.labels(model.name, model.version)
+        desk = self._desks[model] = _Desk(batcher, images, confidence)
+        return desk
 
     def check_count(self, count: int) -> None:
         """Raises BadRequest for a request of `count` images that is refused whatever they are."""
@@ -129,14 +147,6 @@ class Predictor:
             except BadImage as error:
                 raise BadImage(f"image {places.start + i}: {error}") from error
         return pixels
-
-    def _count(self, model: Model, outputs: Outputs) -> None:
-        self._metrics.count_images(model.manifest, "predict", len(outputs))
-        if model.manifest.plain:
-            return
-        confidence = self._metrics.confidence.labels(model.name, model.version)
-        for value in outputs.probabilities.max(axis=1):
-            confidence.observe(value)
 
 
 def raw_pixels(raw: Raw, model: Model) -> np.ndarray:

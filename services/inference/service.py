@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import grpc
 import structlog
@@ -81,7 +82,7 @@ class InferenceServer:
         ]
         self._boundary = Boundary(self.metrics, _gate(settings), packages=("querent.", "inference."))
         self._server = self._grpc_server()
-        self._store = self._register(self._server)
+        self._store = self._register(self._boundary.around(self._server))
         self._ready = True
         self._polling: asyncio.Task[None] | None = None
         self._close_metrics: Callable[[], None] = lambda: None
@@ -91,7 +92,6 @@ class InferenceServer:
     def _grpc_server(self) -> grpc.aio.Server:
         limit = self._settings.max_message_bytes
         return grpc.aio.server(
-            interceptors=[self._boundary],
             maximum_concurrent_rpcs=self._settings.max_concurrent_rpcs,
             options=[
                 # With SO_REUSEPORT a second server would take half of the calls and nobody would notice.
@@ -104,7 +104,8 @@ class InferenceServer:
             ],
         )
 
-    def _register(self, server: grpc.aio.Server) -> ModelStore:
+    def _register(self, server: Any) -> ModelStore:
+        """`server`: what services are registered with."""
         settings, metrics = self._settings, self.metrics
         decode_pool, run_pool, embed_pool, score_pool = self._pools
         registry = Registry(settings.registry_dir)

@@ -7,8 +7,6 @@ times; inference_count counts images and execution_count counts runs.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,29 +49,13 @@ class Statistics:
     # Images in a run -> its (input, infer, output)
     batches: dict[int, tuple[Duration, Duration, Duration]] = field(default_factory=dict)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Counts the request that the block answers, by how the block ends."""
-        started = time.perf_counter_ns()
-        reason: Reason | None = "OTHER"
-        try:
-            yield
-            reason = None
-        except Overloaded:
-            reason = "REJECTED"
-            raise
-        except (asyncio.CancelledError, DeadlineExpired):
-            reason = "CANCELED"
-            raise
-        except QuerentError:
-            raise
-        except Exception:
-            reason = "BACKEND"
-            raise
-        finally:
-            (self.fail if reason else self.success).add(time.perf_counter_ns() - started)
-            if reason:
-                self.failures[reason] += 1
+    def ended(self, ns: int, error: BaseException | None) -> None:
+        """One request, after `ns`; `error` is what it was not answered for."""
+        if error is None:
+            self.success.add(ns)
+            return
+        self.fail.add(ns)
+        self.failures[_reason(error)] += 1
 
     def ran(self, images: int, requests: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """One run of the network over `images`, for `requests` at once."""
@@ -89,3 +71,11 @@ class Statistics:
         ):
             total.add(ns, requests)
             batch.add(ns)
+
+
+def _reason(error: BaseException) -> Reason:
+    if isinstance(error, Overloaded):
+        return "REJECTED"
+    if isinstance(error, (asyncio.CancelledError, DeadlineExpired)):
+        return "CANCELED"
+    return "OTHER" if isinstance(error, QuerentError) else "BACKEND"

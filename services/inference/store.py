@@ -5,8 +5,7 @@ published version is loaded when somebody asks for it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -24,7 +23,7 @@ from services.common.manifest import Manifest
 from services.common.registry import Registry
 from services.inference.changes import Changes
 from services.inference.loading import Key, Loader
-from services.inference.memory import LoadedModels
+from services.inference.memory import Held, LoadedModels
 from services.inference.model import Model
 
 log = structlog.get_logger()
@@ -39,6 +38,24 @@ class Description:
     published: tuple[int, ...]
     # "": not in memory
     provider: str
+
+
+class Lease:
+    """`async with` gives the model. A class, since every call passes here: half the cost of a generator."""
+
+    __slots__ = ("_held", "_name", "_store", "_version")
+
+    def __init__(self, store: "ModelStore", name: str, version: int) -> None:
+        self._store = store
+        self._name = name
+        self._version = version
+
+    async def __aenter__(self) -> Model:
+        self._held = await self._store.hold(self._name, self._version)
+        return self._held.model
+
+    async def __aexit__(self, *_: object) -> None:
+        self._held.let_go()
 
 
 class ModelStore:
@@ -60,14 +77,20 @@ class ModelStore:
 
     # ---- handing out ---------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def lease(self, name: str = "", version: int = 0) -> AsyncIterator[Model]:
+    def lease(self, name: str = "", version: int = 0) -> "Lease":
         """A model that stays in memory until the block ends. Name "": the only one; version 0: the promoted.
 
         Raises NotFound, ModelNotReady, BadRequest or DamagedArtefact.
         """
-        async with self._loaded.lease(await self._resolve(name, version)) as model:
-            yield model
+        return Lease(self, name, version)
+
+    async def hold(self, name: str, version: int) -> Held:
+        """Raises as `lease` does."""
+        # What most calls ask for needs no look at the registry: the version that answers, in memory.
+        active = self._active.get(name)
+        if active and version in (0, active) and (held := self._loaded.hold((name, active))):
+            return held
+        return await self._loaded.hold_loaded(await self._resolve(name, version))
 
     async def describe(self, name: str = "", version: int = 0) -> Description:
         """Raises as `lease` does, except that a campaign without a promoted version gives its newest."""

@@ -4,8 +4,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,8 +68,17 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def lease(models: LoadedModels, version: int) -> None:
-    async with models.lease(("m", version)):
+@asynccontextmanager
+async def lease(models: LoadedModels, version: int) -> AsyncIterator[Any]:
+    holding = await models.hold_loaded(("m", version))
+    try:
+        yield holding.model
+    finally:
+        holding.let_go()
+
+
+async def use(models: LoadedModels, version: int) -> None:
+    async with lease(models, version):
         pass
 
 
@@ -77,7 +86,7 @@ async def test_a_version_whose_files_were_replaced_is_loaded_anew_and_the_old_on
     loader: FakeLoader,
 ) -> None:
     models = memory(loader)
-    await lease(models, 1)
+    await use(models, 1)
     old = models.get(("m", 1))
     await models.reload_replaced()
     assert models.get(("m", 1)) is old
@@ -85,7 +94,7 @@ async def test_a_version_whose_files_were_replaced_is_loaded_anew_and_the_old_on
     loader.free.clear()
     reloading = asyncio.create_task(models.reload_replaced())
     await until(lambda: len(loader.loads) == 2)
-    await lease(models, 1)
+    await use(models, 1)
     assert models.get(("m", 1)) is old
     loader.free.set()
     await reloading
@@ -96,7 +105,7 @@ async def test_a_version_whose_files_were_replaced_is_loaded_anew_and_the_old_on
 
 async def test_a_version_whose_files_were_damaged_goes_on_until_good_ones_are_there(loader: FakeLoader) -> None:
     models = memory(loader)
-    await lease(models, 1)
+    await use(models, 1)
     old = models.get(("m", 1))
     loader.signatures["m", 1] = ("damaged files",)
     loader.error = DamagedArtefact("damaged")
@@ -110,7 +119,7 @@ async def test_a_version_whose_files_were_damaged_goes_on_until_good_ones_are_th
 
 async def test_a_version_that_cannot_be_looked_at_stays(loader: FakeLoader) -> None:
     models = memory(loader)
-    await lease(models, 1)
+    await use(models, 1)
     loader.signatures["m", 1] = ()
     await models.reload_replaced()
     assert held(models) == [1]
@@ -118,14 +127,14 @@ async def test_a_version_that_cannot_be_looked_at_stays(loader: FakeLoader) -> N
 
 async def test_callers_at_the_same_time_share_one_load(loader: FakeLoader) -> None:
     models = memory(loader)
-    await asyncio.gather(*(lease(models, 1) for _ in range(20)))
+    await asyncio.gather(*(use(models, 1) for _ in range(20)))
     assert loader.loads == [("m", 1)]
 
 
 async def test_a_caller_who_goes_away_does_not_take_the_load_from_the_others(loader: FakeLoader) -> None:
     models = memory(loader)
     loader.free.clear()
-    gone, stays = (asyncio.create_task(lease(models, 1)) for _ in range(2))
+    gone, stays = (asyncio.create_task(use(models, 1)) for _ in range(2))
     await asyncio.sleep(0.01)
     gone.cancel()
     await asyncio.sleep(0)
@@ -137,17 +146,17 @@ async def test_a_caller_who_goes_away_does_not_take_the_load_from_the_others(loa
 async def test_what_was_used_longest_ago_goes_first(loader: FakeLoader) -> None:
     models = memory(loader)
     for version in (1, 2, 1, 3):
-        await lease(models, version)
+        await use(models, version)
     assert held(models) == [1, 3]
 
 
 async def test_what_is_in_use_stays_even_above_the_limit(loader: FakeLoader) -> None:
     models = memory(loader, max_loaded=1)
-    async with models.lease(("m", 1)) as first:
-        await lease(models, 2)
-        await lease(models, 3)
+    async with lease(models, 1) as first:
+        await use(models, 2)
+        await use(models, 3)
         assert models.get(("m", 1)) is first
-    await lease(models, 3)
+    await use(models, 3)
     assert held(models) == [3]
 
 
@@ -156,7 +165,7 @@ async def test_a_retired_version_goes_when_its_last_user_is_done_and_its_memory_
 ) -> None:
     trimmed: list[bool] = []
     models = memory(loader, trim=lambda: trimmed.append(True))
-    async with models.lease(("m", 1)):
+    async with lease(models, 1):
         models.retire(("m", 1))
         assert held(models) == [1]
         await models.tidy()
@@ -169,7 +178,7 @@ async def test_a_retired_version_goes_when_its_last_user_is_done_and_its_memory_
 
 async def test_a_retired_version_that_is_promoted_again_stays(loader: FakeLoader) -> None:
     models = memory(loader)
-    async with models.lease(("m", 1)):
+    async with lease(models, 1):
         models.retire(("m", 1))
         async with models.taking_over(("m", 1), None):
             pass
@@ -181,12 +190,12 @@ async def test_a_version_takes_over_beside_the_old_one_and_the_old_one_goes_in_i
     loader: FakeLoader, in_use: bool
 ) -> None:
     models = memory(loader, max_loaded=1)
-    await lease(models, 1)
+    await use(models, 1)
     async with AsyncExitStack() as using:
         if in_use:
-            await using.enter_async_context(models.lease(("m", 1)))
+            await using.enter_async_context(lease(models, 1))
         async with models.taking_over(("m", 2), ("m", 1)):
-            await lease(models, 1)
+            await use(models, 1)
             assert held(models) == [1, 2]
         assert held(models) == ([1, 2] if in_use else [2])
     assert held(models) == [2]
@@ -195,22 +204,22 @@ async def test_a_version_takes_over_beside_the_old_one_and_the_old_one_goes_in_i
 
 async def test_a_version_that_cannot_take_over_leaves_the_old_one(loader: FakeLoader) -> None:
     models = memory(loader, max_loaded=1)
-    await lease(models, 1)
+    await use(models, 1)
     loader.error = DamagedArtefact("damaged")
     with pytest.raises(DamagedArtefact):
         async with models.taking_over(("m", 2), ("m", 1)):
             pass
     assert held(models) == [1]
-    async with models.lease(("m", 1)):
+    async with lease(models, 1):
         pass
     assert held(models) == [1]
 
 
 async def test_what_nobody_waits_for_any_more_does_not_stay_above_the_limit(loader: FakeLoader) -> None:
     models = memory(loader, max_loaded=1)
-    await lease(models, 1)
+    await use(models, 1)
     loader.free.clear()
-    waiting = asyncio.create_task(lease(models, 2))
+    waiting = asyncio.create_task(use(models, 2))
     await until(lambda: len(loader.loads) == 2)
     waiting.cancel()
     loader.free.set()
@@ -221,9 +230,9 @@ async def test_a_failed_load_is_tried_again_by_the_next_caller(loader: FakeLoade
     models = memory(loader)
     loader.error = Unavailable("not now")
     with pytest.raises(Unavailable):
-        await lease(models, 1)
+        await use(models, 1)
     loader.error = None
-    await lease(models, 1)
+    await use(models, 1)
     assert held(models) == [1]
 
 

@@ -38,8 +38,7 @@ def test_values_are_those_of_the_statistics_in_triton_s_units() -> None:
     counters, statistics = TritonCounters(), Statistics()
     counters.add("cats", "3", statistics)
     statistics.ran(images=6, requests=2, input_ns=1_000, infer_ns=5_000_000, output_ns=2_000)
-    with statistics.request():
-        pass
+    statistics.ended(1_000, None)
     statistics.failures["REJECTED"] += 1
     values = exposed(counters)
     version = (("model", "cats"), ("version", "3"))
