@@ -22,7 +22,7 @@ from services.common.pb import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
-from services.common.registry import Registry
+from services.common.registry import MAX_BATCH_SIZE, Registry
 from services.common.tokens import Tokens
 from services.inference.batcher import BatchRule
 from services.inference.binding import bind, taken
@@ -51,6 +51,8 @@ log = structlog.get_logger()
 
 # Enough for watchers of health.CONNECTIONS to hear that they should go elsewhere, and for their last calls to come.
 _LEAVING_SECONDS = 0.1
+# EfficientNet-Lite0 at 128 px, ms of CPU an image in batches of 1, 4, 8, 16, 32: 3.25, 3.04, 2.92, 3.01, 3.20.
+_CPU_BATCH = 8
 _SERVICES = (
     *(
         service.full_name
@@ -109,13 +111,14 @@ class InferenceServer:
         settings, metrics = self._settings, self.metrics
         decode_pool, run_pool, embed_pool, score_pool = self._pools
         registry = Registry(settings.registry_dir)
-        loader = Loader(registry, self._runtime, warm_up_sizes(settings.max_batch, self._runtime), metrics)
+        max_batch = settings.max_batch or (MAX_BATCH_SIZE if CUDA in self._runtime.providers[0] else _CPU_BATCH)
+        loader = Loader(registry, self._runtime, warm_up_sizes(max_batch, self._runtime), metrics)
         loaded = LoadedModels(loader, metrics, settings.max_loaded)
         store = ModelStore(registry, loader, loaded, settings.models)
         folders = Folders(settings.sources_dir, settings.data_dir, settings.embeddings_dir, registry)
         embedder = Embedder(folders, embed_pool, settings.cpu_threads, metrics)
         scorer = Scorer(folders, embedder, score_pool, settings.cpu_threads, metrics)
-        rule = BatchRule(settings.max_batch, settings.max_delay_ms / 1000, settings.queue_limit)
+        rule = BatchRule(max_batch, settings.max_delay_ms / 1000, settings.queue_limit)
         limits = Limits(settings.max_images, settings.max_pixels)
         predictor = Predictor(decode_pool, run_pool, rule, limits, metrics)
 

@@ -189,9 +189,9 @@ async def test_typed_contents_are_unpacked_beside_the_event_loop(
 
     def watched(*arguments: Any) -> Any:
         on_the_loop.append(threading.current_thread() is threading.main_thread())
-        return oip_tensors.input_images(*arguments)
+        return oip_tensors.input_tensor(*arguments)
 
-    monkeypatch.setattr("services.inference.oip_servicer.input_images", watched)
+    monkeypatch.setattr("services.inference.oip_servicer.input_tensor", watched)
     await send(client, typed_request("UINT8", PIXELS.shape, uint_contents=PIXELS.ravel().tolist()))
     await client.infer("tiny", [image_input()])
     assert on_the_loop == [False, True]

@@ -10,7 +10,7 @@ def test_defaults_are_those_of_the_readme() -> None:
     settings = Settings()
     assert (settings.grpc_host, settings.grpc_port, settings.metrics_port) == ("127.0.0.1", 8001, 8002)
     assert settings.registry_dir == Path(".querent/registry")
-    assert (settings.max_batch, settings.poll_seconds, settings.models) == (32, 1.0, ())
+    assert (settings.max_batch, settings.poll_seconds, settings.models) == (0, 1.0, ())
 
 
 def test_the_environment_is_read_and_settings_do_not_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
