@@ -1,7 +1,7 @@
 """Embedding a source: every sample once, in storage order, in whole shards.
 
-What is cold is cut into blocks of 1,024, claimed among replicas, and computed in batches of exactly 32, so that
-a call that was cancelled leaves whole shards behind and a repeat computes the same bits.
+What is cold is cut into blocks of 1,024, claimed among replicas, and computed in batches of exactly one size, so that
+a call that was cancelled leaves whole shards behind and a repeat on such a device computes the same bits.
 """
 
 import asyncio
@@ -26,7 +26,6 @@ from services.inference.metrics import Metrics
 from services.inference.model import Model, refuse_plain
 
 SHARD = 1024
-BATCH = 32
 PROGRESS_SECONDS = 0.5
 # How often to look whether another replica has finished, or has left, what is all that is still missing.
 HELD_POLL_SECONDS = 0.2
@@ -44,10 +43,12 @@ class Progress:
 class Embedder:
     """Fills embedding stores; one job at a time for each (embedding, source)."""
 
-    def __init__(self, folders: Folders, pool: Executor, workers: int, metrics: Metrics) -> None:
+    def __init__(self, folders: Folders, pool: Executor, workers: int, metrics: Metrics, batch: int) -> None:
+        """`batch`: samples in a run of the network, a divisor of 1,024."""
         self._folders = folders
         self._pool = pool
         self._workers = workers
+        self._batch = batch
         self._metrics = metrics
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -90,7 +91,7 @@ class Embedder:
     async def _batches(
         self, model: Model, samples: SampleStore, backlog: Backlog
     ) -> AsyncGenerator[tuple[Work, np.ndarray], None]:
-        """float32 (n, D) of 32 samples at a time, in order, while the next ones are being computed."""
+        """float32 (n, D) of one batch at a time, in order, while the next ones are being computed."""
         loop = asyncio.get_running_loop()
         ahead: deque[tuple[Work, asyncio.Future[np.ndarray]]] = deque()
         try:
@@ -102,8 +103,8 @@ class Embedder:
                         yield ahead[0][0], await ahead.popleft()[1]
                     await asyncio.sleep(HELD_POLL_SECONDS)
                     continue
-                for first in range(0, len(work.ids), BATCH):
-                    part = work.ids[first : first + BATCH]
+                for first in range(0, len(work.ids), self._batch):
+                    part = work.ids[first : first + self._batch]
                     ahead.append((work, loop.run_in_executor(self._pool, self._embed, model, samples, part)))
                     if len(ahead) > self._workers:
                         yield ahead[0][0], await ahead.popleft()[1]
@@ -120,8 +121,8 @@ class Embedder:
         images = samples.images(unpack(ids))
         started = time.perf_counter()
         # The last batch is filled up: some kernels round differently for other batch sizes.
-        padding = ((0, BATCH - len(ids)), (0, 0), (0, 0), (0, 0))
-        embeddings = model.embed(np.pad(images, padding) if len(ids) < BATCH else images)
+        padding = ((0, self._batch - len(ids)), (0, 0), (0, 0), (0, 0))
+        embeddings = model.embed(np.pad(images, padding) if len(ids) < self._batch else images)
         self._metrics.run_seconds.labels(model.name, model.version).observe(time.perf_counter() - started)
         self._metrics.batch_size.observe(len(ids))
         self._metrics.count_images(model.manifest, "embed", len(ids))

@@ -1,6 +1,7 @@
 """The composition root: the whole service is built here from Settings, started and stopped."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from services.inference.batcher import BatchRule
 from services.inference.binding import bind, taken
 from services.inference.boundary import Boundary
 from services.inference.certificates import Certificates
-from services.inference.embedding import BATCH, Embedder
+from services.inference.embedding import Embedder
 from services.inference.feedback import FeedbackRecorder
 from services.inference.folders import Folders
 from services.inference.health import READINESS, Health
@@ -111,12 +112,13 @@ class InferenceServer:
         settings, metrics = self._settings, self.metrics
         decode_pool, run_pool, embed_pool, score_pool = self._pools
         registry = Registry(settings.registry_dir)
-        max_batch = settings.max_batch or (MAX_BATCH_SIZE if CUDA in self._runtime.providers[0] else _CPU_BATCH)
-        loader = Loader(registry, self._runtime, warm_up_sizes(max_batch, self._runtime), metrics)
+        best_batch = MAX_BATCH_SIZE if CUDA in self._runtime.providers[0] else _CPU_BATCH
+        max_batch = settings.max_batch or best_batch
+        loader = Loader(registry, self._runtime, warm_up_sizes(max_batch, best_batch, self._runtime), metrics)
         loaded = LoadedModels(loader, metrics, settings.max_loaded)
         store = ModelStore(registry, loader, loaded, settings.models)
         folders = Folders(settings.sources_dir, settings.data_dir, settings.embeddings_dir, registry)
-        embedder = Embedder(folders, embed_pool, settings.cpu_threads, metrics)
+        embedder = Embedder(folders, embed_pool, settings.cpu_threads, metrics, best_batch)
         scorer = Scorer(folders, embedder, score_pool, settings.cpu_threads, metrics)
         rule = BatchRule(max_batch, settings.max_delay_ms / 1000, settings.queue_limit)
         limits = Limits(settings.max_images, settings.max_pixels)
@@ -147,6 +149,8 @@ class InferenceServer:
         self.grpc_port = bind(self._server, settings.grpc_host, settings.grpc_port, self._credentials)
         await self._server.start()
         await self._look()
+        # What is here now stays for good: the collector need not walk through it again and again.
+        gc.freeze()
         self._polling = asyncio.create_task(self._poll())
         log.info(
             "serving",
@@ -212,11 +216,11 @@ class InferenceServer:
         return int(server.server_port)
 
 
-def warm_up_sizes(max_batch: int, runtime: Runtime) -> list[int]:
+def warm_up_sizes(max_batch: int, embed_batch: int, runtime: Runtime) -> list[int]:
     """Batch sizes to run before serving: on a GPU each new size costs; on a CPU the largest makes the arena."""
     if CUDA not in runtime.providers[0]:
-        return [1, BATCH, max_batch]
-    return [*(2**power for power in range(max_batch.bit_length())), BATCH, max_batch]
+        return [1, embed_batch, max_batch]
+    return [*(2**power for power in range(max_batch.bit_length())), embed_batch, max_batch]
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
