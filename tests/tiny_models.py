@@ -37,11 +37,23 @@ from PIL import Image
 
 from services.common import images as codec
 from services.common.files import sha256_file
-from services.common.manifest import HEAD_FILE, MANIFEST_FILE, MODEL_FILE, BackboneInfo, Manifest, Parity
+from services.common.manifest import (
+    HEAD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    VARIANT_FILES,
+    BackboneInfo,
+    Manifest,
+    Parity,
+    VariantCheck,
+    VariantKind,
+)
 from services.common.registry import Registry
 from services.common.samples import Source, sample_id
 
 CLASSES = ("red", "green", "blue")
+# What a tiny variant adds to the embedding: its answers can be told from fp32's.
+VARIANT_SHIFT = 0.125
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,12 @@ class TinyModel:
     work: int = 0
     # Megabytes of weights that the image goes through.
     ballast: int = 0
+    # Published beside model.onnx: plain graphs that answer as `as_variant` does.
+    variants: tuple[VariantKind, ...] = ()
+
+    @property
+    def as_variant(self) -> "TinyModel":
+        return replace(self, embedding_shift=self.embedding_shift + VARIANT_SHIFT)
 
     @property
     def weights(self) -> np.ndarray:
@@ -95,11 +113,14 @@ def stage(model: TinyModel, folder: Path, manifest_changes: dict[str, object] | 
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(network_graph(model), folder / MODEL_FILE)
     onnx.save(head_graph(model), folder / HEAD_FILE)
+    for kind in model.variants:
+        onnx.save(network_graph(model.as_variant), folder / VARIANT_FILES[kind])
     return write_manifest(model, folder, manifest_changes)
 
 
 def write_manifest(model: TinyModel, folder: Path, changes: dict[str, object] | None = None) -> Manifest:
     """A manifest with true checksums of the files that lie in `folder`."""
+    files = (MODEL_FILE, HEAD_FILE, *(VARIANT_FILES[kind] for kind in model.variants))
     manifest = Manifest(
         campaign=model.campaign,
         version=model.version,
@@ -129,7 +150,8 @@ def write_manifest(model: TinyModel, folder: Path, changes: dict[str, object] | 
         labels_used=10 * model.version,
         metrics={"test": {"accuracy": model.accuracy}},
         parity=Parity(images=256, top1_disagreements=0, max_probability_error=0.0, max_logit_error=0.0),
-        files={name: sha256_file(folder / name) for name in (MODEL_FILE, HEAD_FILE)},
+        variants={kind: VariantCheck(images=2000, agreement=1.0) for kind in model.variants},
+        files={name: sha256_file(folder / name) for name in files},
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         software={"onnx": onnx.__version__},
     ).model_copy(update=changes or {})

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +11,10 @@ from services.common.errors import DamagedArtefact
 MODEL_FILE = "model.onnx"
 HEAD_FILE = "head.onnx"
 MANIFEST_FILE = "manifest.json"
+
+# Faster graphs of a version, beside model.onnx: the same contract at less precision.
+VariantKind = Literal["fp16", "int8"]
+VARIANT_FILES: dict[VariantKind, str] = {"fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 
 
 class _Frozen(BaseModel):
@@ -58,6 +63,24 @@ class Signature(_Frozen):
     outputs: tuple[TensorSpec, ...]
 
 
+class VariantCheck(_Frozen):
+    """How far a faster graph is from the fp32 one, and why it was not published if it was not."""
+
+    # "": published.
+    refused: str = ""
+    # Unlabelled images compared, and the share of them with the same most probable class.
+    images: int = 0
+    agreement: float | None = None
+    # Randomly drawn labelled samples, and of how many each graph was right.
+    random_slice: int = 0
+    random_slice_correct: int = 0
+    random_slice_correct_fp32: int = 0
+    # None where a value was not finite, or where nothing was compared.
+    max_probability_error: float | None = None
+    # Largest absolute value between the layers of the fp32 graph; float16 ends at 65,504.
+    largest_activation: float | None = None
+
+
 class Manifest(_Frozen):
     schema_version: int = 1
     campaign: str
@@ -79,6 +102,8 @@ class Manifest(_Frozen):
     # split -> metric -> value; "test" only reports, "random_slice" decides.
     metrics: dict[str, dict[str, float]]
     parity: Parity
+    # Every variant that the campaign asked for; manifests from before there were any have none.
+    variants: dict[VariantKind, VariantCheck] = {}
     # file name -> sha256 in hex
     files: dict[str, str]
     created_at: datetime
@@ -96,6 +121,12 @@ class Manifest(_Frozen):
                 TensorSpec(name="logits", datatype="FP32", shape=(self.members, len(self.classes))),
                 TensorSpec(name="embedding", datatype="FP32", shape=(self.embedding_size,)),
             ),
+        )
+
+    @property
+    def published_variants(self) -> frozenset[VariantKind]:
+        return frozenset(
+            kind for kind, check in self.variants.items() if not check.refused and VARIANT_FILES[kind] in self.files
         )
 
 

@@ -1,7 +1,9 @@
 """The model registry: a Triton model repository, with published and promoted versions kept apart.
 
 <root>/<campaign>/config.pbtxt, labels.txt, current, pinned
-<root>/<campaign>/<version>/model.onnx, head.onnx, manifest.json
+<root>/<campaign>/<version>/model.onnx, head.onnx, manifest.json, and faster variants of model.onnx
+
+Triton reads model.onnx of a version and ignores every other file beside it.
 """
 
 import os

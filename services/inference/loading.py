@@ -11,7 +11,8 @@ from services.common.errors import DamagedArtefact, NotFound, QuerentError, Unav
 from services.common.manifest import Manifest
 from services.common.registry import Registry
 from services.inference.metrics import Metrics
-from services.inference.model import Model, Refused, Runtime, load
+from services.inference.model import Model, Refused, load
+from services.inference.runtime import Runtime
 
 log = structlog.get_logger()
 
@@ -66,8 +67,10 @@ class Loader:
         self._refusals.pop(key, None)
         self._reported.pop(key, None)
         self._metrics.provider_fallback.set(self._runtime.fell_back)
+        self._look_at_precision(key, model)
         seconds = round(time.perf_counter() - started, 3)
-        log.info("model_loaded", model=key[0], version=key[1], provider=model.provider, seconds=seconds)
+        how = {"provider": model.provider, "precision": model.precision}
+        log.info("model_loaded", model=key[0], version=key[1], **how, seconds=seconds)
         return model
 
     def signature(self, key: Key) -> Signature:
@@ -92,6 +95,15 @@ class Loader:
         """A look at the registry is over: what was not reported in it has passed, and is told when it comes again."""
         self._reported = {key: text for key, text in self._reported.items() if key in self._seen}
         self._seen.clear()
+
+    def _look_at_precision(self, key: Key, model: Model) -> None:
+        """Another precision than the one asked for is served rather than nothing, and told."""
+        if model.variant_refused:
+            self._metrics.load_failures.labels("variant").inc()
+            log.error("variant_refused", model=key[0], version=key[1], why=model.variant_refused, serves="fp32")
+        elif self._runtime.wanted_precision not in ("auto", model.precision):
+            wanted = self._runtime.wanted_precision
+            log.warning("variant_not_published", model=key[0], version=key[1], wanted=wanted, serves=model.precision)
 
     def _manifest(self, key: Key) -> Manifest:
         try:

@@ -171,7 +171,7 @@ class LoadedModels:
         if key in self._loaded:
             self._drop(key)
         entry = self._loaded[key] = _Loaded(model, signature)
-        self._metrics.loaded(model.manifest, model.provider, model.statistics)
+        self._metrics.loaded(model.manifest, model.provider, model.precision, model.statistics)
         return entry
 
     @contextmanager
@@ -199,5 +199,5 @@ class LoadedModels:
     def _drop(self, key: Key) -> None:
         """Those who still use it hold it until they are done; nobody else gets it."""
         model = self._loaded.pop(key).model
-        self._metrics.unloaded(model.manifest, model.provider)
+        self._metrics.unloaded(model.manifest, model.provider, model.precision)
         self._dropped = True

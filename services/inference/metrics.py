@@ -53,7 +53,7 @@ class Metrics:
         )
         self.images = self._counter("inference_images", "Images answered, scored or embedded.", (*_VERSION, "purpose"))
         self.model_info = self._gauge(
-            "inference_model_info", "1 for each model version in memory.", (*_VERSION, "provider")
+            "inference_model_info", "1 for each model version in memory.", (*_VERSION, "provider", "precision")
         )
         self.model_accuracy = self._gauge(
             "inference_model_accuracy", "Accuracy on the test samples, as the trainer reported it.", _VERSION
@@ -75,21 +75,21 @@ class Metrics:
             _CONFIDENCES,
         )
 
-    def loaded(self, manifest: Manifest, provider: str, statistics: Statistics) -> None:
+    def loaded(self, manifest: Manifest, provider: str, precision: str, statistics: Statistics) -> None:
         """Begin the series of a version."""
         version = _labels(manifest)
         self._triton.add(*version[:2], statistics)
-        self.model_info.labels(*version, provider).set(1)
+        self.model_info.labels(*version, provider, precision).set(1)
         accuracy = manifest.metrics.get("test", {}).get("accuracy")
         if accuracy is not None:
             self.model_accuracy.labels(*version).set(accuracy)
         self._feedback_series.loaded(version)
 
-    def unloaded(self, manifest: Manifest, provider: str) -> None:
+    def unloaded(self, manifest: Manifest, provider: str, precision: str) -> None:
         """End the series of a version, so that a dashboard shows only what is there; those of feedback stay a while."""
         version = _labels(manifest)
         self._triton.remove(*version[:2])
-        self.model_info.remove(*version, provider)
+        self.model_info.remove(*version, provider, precision)
         self.model_accuracy.remove(*version)
         self.run_seconds.remove(*version[:2])
         self.confidence.remove(*version[:2])

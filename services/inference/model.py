@@ -1,32 +1,26 @@
-"""One model version in memory: onnxruntime sessions made from verified bytes. onnxruntime stays in here."""
+"""One model version in memory: networks made from verified bytes, checked against the model contract."""
 
 import hashlib
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
 
 from services.common.datatypes import DATATYPES, NUMPY_TYPES
 from services.common.errors import BadRequest, DamagedArtefact
-from services.common.manifest import HEAD_FILE, MODEL_FILE, Manifest
+from services.common.manifest import HEAD_FILE, MODEL_FILE, VARIANT_FILES, Manifest
+from services.inference.cuda_runs import Runs
+from services.inference.precision import Precision
+from services.inference.runtime import Runtime
 from services.inference.statistics import Statistics
 from services.inference.widening import widen
 
-Device = Literal["auto", "cpu", "cuda"]
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-_CUDA_OPTIONS = {
-    # The default tries every algorithm anew for each batch size: seconds at the first request of a size.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    "arena_extend_strategy": "kSameAsRequested",
-    # On by default, and off by some 1e-3: replicas on CPU and GPU fill one store of fp32 embeddings.
-    "use_tf32": "0",
-}
+T = TypeVar("T")
 # Two graphs of one version computed in different batch shapes; anything above is another model's head.
 _HEAD_TOLERANCE = 1e-3
 
@@ -70,45 +64,22 @@ class Outputs:
         return Outputs({name: np.concatenate([p.tensors[name] for p in parts]) for name in parts[0].tensors})
 
 
-class Runtime:
-    """Which device runs the networks, and how many runs go on side by side."""
-
-    def __init__(self, device: Device, threads: int) -> None:
-        self.device = device
-        self.threads = threads
-        wanted = device != "cpu" and CUDA in ort.get_available_providers()
-        if wanted:
-            # Finds the CUDA libraries that came as wheels; without it the provider silently fails to load.
-            ort.preload_dlls()
-        self.providers: list[Any] = [(CUDA, _CUDA_OPTIONS), CPU] if wanted else [CPU]
-        # onnxruntime falls back to the CPU with no more than a log line, so that we look for ourselves.
-        self.fell_back = device == "cuda" and not wanted
-
-    @property
-    def parallel_runs(self) -> int:
-        """On a CPU, single-thread runs side by side beat one run on all cores (200 against 147 images/s)."""
-        return self.threads if self.providers == [CPU] else 2
-
-    def session(self, graph: bytes) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Spinning threads hold cores that gRPC and decoding need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = ort.InferenceSession(graph, options, providers=self.providers)
-        if self.providers != [CPU] and session.get_providers()[0] != CUDA:
-            self.fell_back = True
-            # Those that follow do not try again: versions of one replica must not run on different devices.
-            self.providers = [CPU]
-        return session
-
-
 class Model:
-    """A loaded version. Safe to use from several threads."""
+    """A loaded version. Safe to use from several threads.
+
+    `predict` runs `network`, in whatever precision. Stored embeddings are always fp32's: where `network` is a variant,
+    `fp32` makes that graph's network when `embed` is called for the first time, so that a replica that only predicts
+    never holds both.
+    """
 
     def __init__(
-        self, manifest: Manifest, network: ort.InferenceSession, head: ort.InferenceSession | None, parallel_runs: int
+        self,
+        manifest: Manifest,
+        network: Runs,
+        head: ort.InferenceSession | None,
+        parallel_runs: int,
+        precision: Precision = "fp32",
+        fp32: Callable[[], Runs] | None = None,
     ) -> None:
         """`head` is None for a plain model: nobody asks it to classify embeddings."""
         self.manifest = manifest
@@ -116,11 +87,17 @@ class Model:
         # Of the outputs, by name.
         self.datatypes = {output.name: output.datatype for output in self.signature.outputs}
         self._outputs = list(self.datatypes)
-        self.provider: str = network.get_providers()[0]
+        self.provider: str = network.session.get_providers()[0]
+        self.precision = precision
+        # Why a variant that was published does not serve.
+        self.variant_refused = ""
         self.parallel_runs = parallel_runs
         self.statistics = Statistics()
         self._network = network
         self._head = head
+        self._make_fp32 = fp32
+        self._fp32 = None if fp32 else network
+        self._making = threading.Lock()
         # Embedding workers decode as well as run; only this many may be inside the device at once.
         self._embedding_runs = threading.BoundedSemaphore(parallel_runs)
 
@@ -134,13 +111,12 @@ class Model:
 
     def predict(self, images: np.ndarray) -> Outputs:
         """uint8 [N, H, W, 3], or what the signature says -> Outputs"""
-        outputs = self._network.run(self._outputs, {self.signature.input.name: images})
-        return Outputs(dict(zip(self._outputs, outputs, strict=True)))
+        return Outputs(dict(zip(self._outputs, self._network.run(self._outputs, images), strict=True)))
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, 3] -> float32 (N, D)"""
         with self._embedding_runs:
-            return np.asarray(self._network.run(["embedding"], {"image": images})[0])
+            return np.asarray(self._embedder().run(("embedding",), images)[0])
 
     def classify(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 or float16 (N, D) -> probabilities (N, C), logits (N, K, C)"""
@@ -150,6 +126,13 @@ class Model:
             embeddings = widen(embeddings)
         probabilities, logits = self._head.run(["probabilities", "logits"], {"embedding": embeddings})
         return probabilities, logits
+
+    def _embedder(self) -> Runs:
+        with self._making:
+            if self._fp32 is None and self._make_fp32:
+                self._fp32 = self._make_fp32()
+            assert self._fp32 is not None  # one of the two was given
+            return self._fp32
 
 
 def refuse_plain(model: Model) -> None:
@@ -161,25 +144,60 @@ def refuse_plain(model: Model) -> None:
 def load(folder: Path, manifest: Manifest, runtime: Runtime, batch_sizes: Sequence[int]) -> Model:
     """A version that was verified, checked against the model contract and run once in each batch size.
 
-    Raises Refused; OSError when a file cannot be read.
+    In the variant that the runtime prefers, if one was published; in fp32 when that one is damaged. Raises Refused;
+    OSError when a file cannot be read.
     """
     plain = manifest.plain is not None
     if not plain and not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", manifest.embedding_id):
         raise Refused("manifest", f"{folder}: embedding_id {manifest.embedding_id!r} cannot name a folder")
+    loading = _Loading(folder, manifest, runtime, batch_sizes)
+    precision = runtime.precision(manifest.published_variants)
+    if precision == "fp32":
+        return loading.model(precision)
     try:
-        network = runtime.session(_verified(folder / MODEL_FILE, manifest))
-        head = None if plain else runtime.session(_verified(folder / HEAD_FILE, manifest))
-    except (Refused, OSError):
-        raise
-    # onnxruntime raises a dozen unrelated types for a graph that it cannot run.
-    except Exception as error:
-        raise Refused("graph", f"{folder}: onnxruntime refuses the graph: {error}") from error
-    model = Model(manifest, network, head, runtime.parallel_runs)
-    _check_input(folder, manifest, network)
-    warm_up = _warm_up_plain if plain else _warm_up
-    for size in sorted(set(batch_sizes), reverse=True):  # the largest first: the arena then never grows again
-        warm_up(folder, model, size)
-    return model
+        return loading.model(precision)
+    except Refused as error:
+        model = loading.model("fp32")
+        model.variant_refused = str(error)
+        return model
+
+
+class _Loading:
+    """The parts of one version, made once."""
+
+    def __init__(self, folder: Path, manifest: Manifest, runtime: Runtime, batch_sizes: Sequence[int]) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._runtime = runtime
+        self._batch_sizes = batch_sizes
+        # Before anything else: where the device turns out to be unusable, it does so here.
+        self._head = None if manifest.plain else self._made(HEAD_FILE, runtime.session)
+
+    def model(self, precision: Precision) -> Model:
+        if precision == "fp32":
+            network, fp32 = self._network(MODEL_FILE), None
+        else:
+            # Looked at now, so that a damaged version is refused now and not by the first call that embeds.
+            _verified(self._folder / MODEL_FILE, self._manifest)
+            network, fp32 = self._network(VARIANT_FILES[precision]), lambda: self._network(MODEL_FILE)
+        model = Model(self._manifest, network, self._head, self._runtime.parallel_runs, precision, fp32)
+        warm_up = _warm_up_plain if self._manifest.plain else _warm_up
+        for size in sorted(set(self._batch_sizes), reverse=True):  # the largest first: the arena then never grows again
+            warm_up(self._folder, model, size)
+        return model
+
+    def _network(self, name: str) -> Runs:
+        network = self._made(name, lambda graph: self._runtime.network(graph, self._batch_sizes))
+        _check_input(self._folder / name, self._manifest, network.session)
+        return network
+
+    def _made(self, name: str, make: Callable[[bytes], T]) -> T:
+        content = _verified(self._folder / name, self._manifest)
+        try:
+            return make(content)
+        # onnxruntime raises a dozen unrelated types for a graph that it cannot run.
+        except Exception as error:
+            raise Refused("graph", f"{self._folder / name}: onnxruntime refuses the graph: {error}") from error
 
 
 def _verified(path: Path, manifest: Manifest) -> bytes:
@@ -193,12 +211,12 @@ def _verified(path: Path, manifest: Manifest) -> bytes:
     return content
 
 
-def _check_input(folder: Path, manifest: Manifest, network: ort.InferenceSession) -> None:
+def _check_input(path: Path, manifest: Manifest, network: ort.InferenceSession) -> None:
     inputs = [(i.name, DATATYPES.get(i.type, i.type), list(i.shape[1:])) for i in network.get_inputs()]
     wanted = manifest.signature.input
     expected = [(wanted.name, wanted.datatype, list(wanted.shape))]
     if inputs != expected:
-        raise Refused("contract", f"{folder / MODEL_FILE}: inputs are {inputs}, the contract says {expected}")
+        raise Refused("contract", f"{path}: inputs are {inputs}, the contract says {expected}")
 
 
 def _warm_up_plain(folder: Path, model: Model, size: int) -> None:
@@ -229,6 +247,6 @@ def _warm_up(folder: Path, model: Model, size: int) -> None:
     if classes < 2 or given != expected:
         raise Refused("contract", f"{folder}: output shapes are {given}, the manifest says {expected}")
     if not all(np.isfinite(values).all() for values in outputs.tensors.values()):
-        raise Refused("contract", f"{folder / MODEL_FILE} gives values that are not finite")
+        raise Refused("contract", f"{folder}: the {model.precision} network gives values that are not finite")
     if np.abs(probabilities - outputs.probabilities).max() > _HEAD_TOLERANCE:
-        raise Refused("contract", f"{folder}: {HEAD_FILE} and {MODEL_FILE} disagree; they are not of one version")
+        raise Refused("contract", f"{folder}: {HEAD_FILE} and the network disagree; they are not of one version")

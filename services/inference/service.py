@@ -29,6 +29,7 @@ from services.inference.batcher import BatchRule
 from services.inference.binding import bind, taken
 from services.inference.boundary import Boundary
 from services.inference.certificates import Certificates
+from services.inference.cuda_runs import CudaOptions, buckets
 from services.inference.embedding import Embedder
 from services.inference.feedback import FeedbackRecorder
 from services.inference.folders import Folders
@@ -37,11 +38,11 @@ from services.inference.journal import Journal
 from services.inference.loading import Loader
 from services.inference.memory import LoadedModels
 from services.inference.metrics import Metrics
-from services.inference.model import CUDA, Runtime
 from services.inference.oip_metadata import Catalogue
 from services.inference.oip_servicer import SERVICE_NAME, OpenInferenceServicer
 from services.inference.predicting import Limits, Predictor
 from services.inference.reflection import BothPools
+from services.inference.runtime import CUDA, Runtime
 from services.inference.scoring import Scorer
 from services.inference.security import Gate, make_gate, warn_of_open_doors
 from services.inference.servicer import ModelRegistryServicer, PoolScoringServicer, PredictionServicer
@@ -72,7 +73,7 @@ class InferenceServer:
         self._credentials = _credentials(settings)
         threads = settings.cpu_threads
         self.metrics = Metrics()
-        self._runtime = Runtime(settings.device, threads)
+        self._runtime = Runtime(settings.device, threads, settings.precision, _cuda_options(settings))
         self.metrics.provider_fallback.set(self._runtime.fell_back)
         self._pools = [
             ThreadPoolExecutor(workers, name)
@@ -112,7 +113,7 @@ class InferenceServer:
         settings, metrics = self._settings, self.metrics
         decode_pool, run_pool, embed_pool, score_pool = self._pools
         registry = Registry(settings.registry_dir)
-        best_batch = MAX_BATCH_SIZE if CUDA in self._runtime.providers[0] else _CPU_BATCH
+        best_batch = MAX_BATCH_SIZE if self._runtime.on_cuda else _CPU_BATCH
         max_batch = settings.max_batch or best_batch
         loader = Loader(registry, self._runtime, warm_up_sizes(max_batch, best_batch, self._runtime), metrics)
         loaded = LoadedModels(loader, metrics, settings.max_loaded)
@@ -196,7 +197,8 @@ class InferenceServer:
         await self._store.sync()
         ready = self._settings.device != "cuda" or not self._runtime.fell_back
         if not ready and self._ready:
-            log.error("device_missing", wanted=CUDA, consequence="not ready; set INFERENCE_DEVICE=auto to use the CPU")
+            consequence = "not ready; set INFERENCE_DEVICE=auto to use the CPU"
+            log.error("device_missing", wanted=CUDA, why=self._runtime.why, consequence=consequence)
         self._ready = ready
         self._health.set_ready(ready)
 
@@ -218,9 +220,20 @@ class InferenceServer:
 
 def warm_up_sizes(max_batch: int, embed_batch: int, runtime: Runtime) -> list[int]:
     """Batch sizes to run before serving: on a GPU each new size costs; on a CPU the largest makes the arena."""
-    if CUDA not in runtime.providers[0]:
-        return [1, embed_batch, max_batch]
-    return [*(2**power for power in range(max_batch.bit_length())), embed_batch, max_batch]
+    sizes = [1, embed_batch, max_batch]
+    return buckets(sizes) if runtime.on_cuda else sizes
+
+
+def _cuda_options(settings: Settings) -> CudaOptions:
+    return CudaOptions(
+        io_binding=settings.io_binding,
+        graphs=settings.cuda_graphs,
+        conv_algo_search=settings.cudnn_conv_algo_search,
+        tf32=settings.cuda_tf32,
+        prefer_nhwc=settings.cuda_prefer_nhwc,
+        preload_dlls=settings.preload_dlls,
+        gpu_mem_limit_bytes=settings.gpu_mem_limit_bytes,
+    )
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -66,6 +66,19 @@ class Settings(BaseSettings):
     # 0: as many as the cgroup's CPU quota and the affinity allow.
     threads: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Which of a version's graphs answers; auto: fp16 on CUDA, int8 on CPUs with VNNI, where they were published.
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    # The rest is for CUDA only. Input and outputs in buffers that are made once for each batch size.
+    io_binding: bool = True
+    # Captured when a version is loaded, one for each batch size; needs io_binding.
+    cuda_graphs: bool = True
+    cudnn_conv_algo_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
+    cuda_tf32: bool = False
+    cuda_prefer_nhwc: bool = False
+    # Load the CUDA libraries that came as wheels, before the first session.
+    preload_dlls: bool = True
+    # Of onnxruntime's arena, for each session; 0: no limit.
+    gpu_mem_limit_bytes: int = Field(default=0, ge=0)
 
     # After SIGTERM: go on serving while load balancers notice, then finish what is running.
     lame_duck_seconds: float = Field(default=1.0, ge=0)

@@ -36,7 +36,7 @@ class Description:
     manifest: Manifest
     current: int | None
     published: tuple[int, ...]
-    # "": not in memory
+    # "": not in memory. The precision stands behind it where it is not fp32.
     provider: str
 
 
@@ -155,7 +155,7 @@ class ModelStore:
             model.manifest if model else self._registry.manifest(*key),
             self._registry.current(key[0]),
             tuple(self._registry.versions(key[0])),
-            model.provider if model else "",
+            _provider(model) if model else "",
         )
 
     def _campaigns(self) -> list[str]:
@@ -234,3 +234,7 @@ class ModelStore:
     def _answer(self, name: str, version: int) -> None:
         self._active[name] = version
         log.info("model_serving", model=name, version=version)
+
+
+def _provider(model: Model) -> str:
+    return model.provider if model.precision == "fp32" else f"{model.provider} {model.precision}"

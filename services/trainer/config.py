@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from services.common.errors import BadConfig, did_you_mean
+from services.common.manifest import VariantKind
 from services.common.registry import is_campaign_name
 
 _MAX_BASE_NAME = 56  # leaves room for "-" and a six-digit number within the registry's 63
@@ -96,6 +97,11 @@ class RoundsConfig(_Section):
     batch: int = Field(ge=1)
 
 
+class ExportConfig(_Section):
+    # Faster graphs to publish beside model.onnx, each only when it agrees with it: fp16 for GPUs, int8 for CPUs.
+    variants: tuple[VariantKind, ...] = ()
+
+
 class CampaignConfig(_Section):
     name: str
     seed: int = Field(default=0, ge=0)
@@ -108,6 +114,7 @@ class CampaignConfig(_Section):
     # Share of every batch drawn at random: the only rows that promotion and calibration look at.
     random_share: float = Field(default=0.1, ge=0, le=1)
     promotion: Literal["not_worse", "always", "manual"] = "not_worse"
+    export: ExportConfig = ExportConfig()
 
     @field_validator("name")
     @classmethod

@@ -11,10 +11,20 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from services.common.manifest import HEAD_FILE, MANIFEST_FILE, MODEL_FILE, Manifest, Parity
+from services.common.manifest import (
+    HEAD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    VARIANT_FILES,
+    Manifest,
+    Parity,
+    VariantCheck,
+    VariantKind,
+)
 from services.trainer.learning import FittedModel, VersionFacts, Watch
 from services.trainer.onnx_graph import head_graph, model_graph
 from services.trainer.parity import check_parity, session
+from services.trainer.variants import Variants
 
 _BATCH = 32
 _SOFTWARE = ("querent", "torch", "torchvision", "timm", "onnx", "onnxscript", "numpy")
@@ -24,7 +34,8 @@ class OnnxExporter:
     """Implements learning.Exporter.
 
     `parity_images`: at least 256 real images (all, where a source has fewer), uint8 [N, H, W, 3], the same at each
-    call. `images`: sample ids -> uint8 [N, H, W, 3]. `threads`: onnxruntime's; 0: it decides.
+    call. `images`: sample ids -> uint8 [N, H, W, 3]. `threads`: onnxruntime's; 0: it decides. `variants`: None to
+    publish no faster graphs.
     """
 
     def __init__(
@@ -32,7 +43,9 @@ class OnnxExporter:
         parity_images: Callable[[], np.ndarray],
         images: Callable[[Sequence[str]], np.ndarray],
         threads: int = 0,
+        variants: Variants | None = None,
     ) -> None:
+        self._variants = variants
         self._parity_images = parity_images
         self._images = images
         self._threads = threads
@@ -50,7 +63,14 @@ class OnnxExporter:
         }
         network = session(files[MODEL_FILE], self._threads)
         parity = check_parity(network, model, images, model.embedding_graph.parent, watch)
-        manifest = _manifest(model, facts, files, parity, images)
+        variants = self._variants.of(model, facts.labelled, watch) if self._variants else {}
+        for kind, variant in variants.items():
+            if variant.embedding is not None:
+                faster = onnx.load_model_from_string(variant.embedding)
+                whole = model_graph(faster, head_graph(model.head, faster.ir_version))
+                files[VARIANT_FILES[kind]] = whole.SerializeToString()
+        checks = {kind: variant.check for kind, variant in variants.items()}
+        manifest = _manifest(model, facts, files, parity, checks, images)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -73,7 +93,12 @@ def providers() -> list[str]:
 
 
 def _manifest(
-    model: FittedModel, facts: VersionFacts, files: dict[str, bytes], parity: Parity, images: np.ndarray
+    model: FittedModel,
+    facts: VersionFacts,
+    files: dict[str, bytes],
+    parity: Parity,
+    variants: dict[VariantKind, VariantCheck],
+    images: np.ndarray,
 ) -> Manifest:
     return Manifest(
         campaign=facts.campaign,
@@ -92,6 +117,7 @@ def _manifest(
         labels_used=facts.labels_used,
         metrics=facts.metrics,
         parity=parity,
+        variants=variants,
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         created_at=datetime.now(UTC),
         software={"python": platform.python_version(), "onnxruntime": ort.__version__, **_versions()},

@@ -37,6 +37,9 @@ class LabelledSamples:
         return len(self.ids)
 
 
+NO_LABELS = LabelledSamples((), np.empty(0, np.int64), np.empty(0, bool))
+
+
 @dataclass(frozen=True)
 class Head:
     """Standardisation, K linear maps, one temperature: everything of a model that depends on labels."""
@@ -104,6 +107,8 @@ class VersionFacts:
     classes: tuple[str, ...]
     labels_used: int
     metrics: dict[str, dict[str, float]]
+    # What the model was fitted on. The randomly drawn rows also judge faster graphs.
+    labelled: LabelledSamples = NO_LABELS
 
 
 class Exporter(Protocol):
@@ -112,7 +117,7 @@ class Exporter(Protocol):
     def stage(
         self, model: FittedModel, facts: VersionFacts, extra: dict[str, bytes], folder: Path, watch: Watch
     ) -> Manifest:
-        """Write model.onnx, head.onnx, the `extra` files and manifest.json into `folder`.
+        """Write model.onnx, head.onnx, variants, the `extra` files and manifest.json into `folder`.
 
         Raises DamagedArtefact when the exported graph does not agree with the torch module.
         """

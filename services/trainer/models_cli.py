@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.common.errors import NotFound, did_you_mean
+from services.common.manifest import Manifest
 from services.common.registry import Registry
 from services.trainer import wiring
 from services.trainer.plain_models import import_plain
@@ -31,12 +32,18 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}%"
 
 
+def _variants(manifest: Manifest) -> str:
+    """Each with its agreement with fp32."""
+    checks = [(kind, manifest.variants[kind]) for kind in sorted(manifest.published_variants)]
+    return ", ".join(f"{kind} {check.agreement or 0:.2%}" for kind, check in checks)
+
+
 @app.command("list")
 def list_versions(campaign: Campaign) -> None:
     """Published versions; * marks the promoted one, p a pinned one."""
     registry = _registry(campaign)
     current, pinned = registry.current(campaign), registry.pinned(campaign)
-    headings = ("", "version", "round", "labels", "head", "accuracy", "macro F1", "ECE", "created")
+    headings = ("", "version", "round", "labels", "head", "accuracy", "macro F1", "ECE", "variants", "created")
     table = Table(*headings, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for version in registry.versions(campaign):
         manifest = registry.manifest(campaign, version)
@@ -51,9 +58,14 @@ def list_versions(campaign: Campaign) -> None:
             _percent(test.get("accuracy")),
             _percent(test.get("macro_f1")),
             f"{test['ece']:.3f}" if "ece" in test else "",
+            _variants(manifest),
             manifest.created_at.strftime("%m-%d %H:%M"),
         )
     console.print(table)
+    for version in registry.versions(campaign):
+        for kind, check in registry.manifest(campaign, version).variants.items():
+            if check.refused:
+                console.print(f"version {version} has no {kind}: {check.refused}", highlight=False)
 
 
 @app.command("import")

@@ -235,7 +235,7 @@ class RoundRunner:
         with clock.phase("evaluate"):
             report = self._evaluate(model, labelled, round_no)
         self._begin("publish", round_no)
-        self._publish(model, report, len(labelled), round_no, clock)
+        self._publish(model, report, labelled, round_no, clock)
         return report
 
     def _labelled(self, round_no: int) -> LabelledSamples:
@@ -275,11 +275,12 @@ class RoundRunner:
         return report
 
     def _publish(
-        self, model: FittedModel, report: dict[str, Any], labels: int, round_no: int, clock: _Stopwatch
+        self, model: FittedModel, report: dict[str, Any], labelled: LabelledSamples, round_no: int, clock: _Stopwatch
     ) -> None:
         name, version = self._campaign.name, round_no + 1
-        facts = VersionFacts(name, version, round_no, self._campaign.classes, labels, report["metrics"])
-        self._registry.create_campaign(name, self._campaign.classes)
+        classes = self._campaign.classes
+        facts = VersionFacts(name, version, round_no, classes, len(labelled), report["metrics"], labelled)
+        self._registry.create_campaign(name, classes)
         staged = self._registry.staging_dir()
         started = time.perf_counter()
         report["seconds"] = clock.seconds

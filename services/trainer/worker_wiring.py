@@ -23,6 +23,7 @@ from services.trainer.reporting import write_campaign_report
 from services.trainer.rounds import OnStep, Tools, ignore_step
 from services.trainer.settings import Settings
 from services.trainer.task_runner import TaskRunner
+from services.trainer.variants import Variants
 from services.trainer.wiring import open_stores, settings
 from services.trainer.worker import worker_name
 
@@ -103,7 +104,12 @@ class _Toolbox:
                 images=samples.images,
                 threads=config.thread_count,
             ),
-            exporter=OnnxExporter(parity_images, samples.images, config.thread_count),
+            exporter=OnnxExporter(
+                parity_images,
+                samples.images,
+                config.thread_count,
+                Variants(campaign.config.export.variants, pool_ids, samples.images, config.thread_count),
+            ),
         )
 
 

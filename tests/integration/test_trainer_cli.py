@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from services.common.feedback import Feedback, to_line
+from services.common.manifest import VariantCheck
 from services.common.registry import Registry
 from services.common.samples import SampleStore
 from services.trainer.campaign import Pick, Round
@@ -18,7 +19,7 @@ from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
 from services.trainer.leases import LeaseStore
 from services.trainer.oracle import Answer
-from tests.tiny_models import TinyModel, publish
+from tests.tiny_models import TinyModel, publish, write_manifest
 from tests.unit.trainer.conftest import make_config
 
 pytestmark = pytest.mark.slow
@@ -280,6 +281,18 @@ def test_an_import_that_cannot_be_is_explained(al_trainer, tmp_path, pets):
         assert result.returncode == 1
         assert told in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_models_list_says_which_variants_a_version_has_and_why_it_lacks_one(al_trainer, tmp_path):
+    model = TinyModel(campaign="birds-1", variants=("fp16",))
+    checks = {
+        "fp16": VariantCheck(images=2000, agreement=0.9985),
+        "int8": VariantCheck(refused="it agrees with fp32 on 92.70% of 2000 images; 99.5% are asked"),
+    }
+    write_manifest(model, publish(Registry(tmp_path / "registry"), model), {"variants": checks})
+    listed = al_trainer("models", "list", "birds-1").stdout
+    assert "fp16 99.85%" in listed
+    assert "version 1 has no int8: it agrees with fp32 on 92.70%" in listed
 
 
 def test_report_is_written_again(al_trainer, finished, tmp_path):

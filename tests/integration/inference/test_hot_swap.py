@@ -262,4 +262,5 @@ def info(version: int) -> dict[str, str]:
         "version": str(version),
         "round": str(version - 1),
         "provider": "CPUExecutionProvider",
+        "precision": "fp32",
     }

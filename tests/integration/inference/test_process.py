@@ -185,7 +185,8 @@ def test_metrics_are_served(folders: Folders) -> None:
     publish(folders.registry, TinyModel(), promote=True)
     with running_inference(folders) as server:
         text = urllib.request.urlopen(server.metrics_url, timeout=5).read().decode()
-    assert 'inference_model_info{model="tiny",provider="CPUExecutionProvider",round="0",version="1"} 1.0' in text
+    labels = 'model="tiny",precision="fp32",provider="CPUExecutionProvider",round="0",version="1"'
+    assert f"inference_model_info{{{labels}}} 1.0" in text
     assert "process_resident_memory_bytes" in text
 
 

@@ -18,7 +18,7 @@ from services.common.registry import Registry
 from services.inference.loading import Loader
 from services.inference.memory import LoadedModels
 from services.inference.metrics import Metrics
-from services.inference.model import Runtime
+from services.inference.runtime import Runtime
 from services.inference.statistics import Statistics
 from tests.tiny_models import TinyModel, publish, stage
 
@@ -46,7 +46,7 @@ class FakeLoader:
         if self.error:
             raise self.error
         manifest = SimpleNamespace(campaign=key[0], version=key[1], round=key[1] - 1, metrics={})
-        return SimpleNamespace(manifest=manifest, provider="CPU", statistics=Statistics())
+        return SimpleNamespace(manifest=manifest, provider="CPU", precision="fp32", statistics=Statistics())
 
 
 @pytest.fixture

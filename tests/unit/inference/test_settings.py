@@ -48,3 +48,22 @@ def test_settings_never_show_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings()
     assert settings.admin_token.get_secret_value() == "s3cret"
     assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_cuda_is_configured_by_variables_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PRECISION": "fp16",
+        "IO_BINDING": "false",
+        "CUDA_GRAPHS": "false",
+        "CUDNN_CONV_ALGO_SEARCH": "EXHAUSTIVE",
+        "CUDA_TF32": "true",
+        "CUDA_PREFER_NHWC": "true",
+        "PRELOAD_DLLS": "false",
+        "GPU_MEM_LIMIT_BYTES": "1000",
+    }.items():
+        monkeypatch.setenv(f"INFERENCE_{name}", value)
+    given = Settings()
+    assert given.precision == "fp16"
+    assert (given.io_binding, given.cuda_graphs, given.preload_dlls) == (False, False, False)
+    assert (given.cudnn_conv_algo_search, given.cuda_tf32, given.cuda_prefer_nhwc) == ("EXHAUSTIVE", True, True)
+    assert given.gpu_mem_limit_bytes == 1000

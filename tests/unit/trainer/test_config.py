@@ -30,6 +30,13 @@ def test_a_learner_that_could_learn_nothing_is_refused(learner):
         make_config(learner=learner)
 
 
+def test_variants_are_asked_for_by_name_and_nobody_gets_them_unasked():
+    assert make_config().export.variants == ()
+    assert make_config(export={"variants": ["fp16", "int8"]}).export.variants == ("fp16", "int8")
+    with pytest.raises(BadConfig, match=r"export\.variants"):
+        make_config(export={"variants": ["fp8"]})
+
+
 def test_the_budget_is_the_initial_labels_and_all_batches():
     config = make_config(initial={"labels": 100}, rounds={"count": 5, "batch": 100})
     assert config.budget == 600

@@ -120,6 +120,23 @@ def test_the_report_tells_test_and_random_slice_apart(store, leases, make_runner
     assert {"accuracy", "macro_f1", "ece"} <= set(metrics["test"])
 
 
+def test_the_exporter_learns_what_was_labelled_and_what_of_it_at_random(store, leases, make_runner, campaign, tools):
+    told = []
+    stage = tools.exporter.stage
+
+    def remembering(model, facts, extra, folder, watch):
+        told.append(facts)
+        return stage(model, facts, extra, folder, watch)
+
+    tools.exporter.stage = remembering
+    run_rounds(store, leases, make_runner, campaign.name, 2)
+    last = told[-1]
+    labels = store.labels(campaign.name, up_to_round=2)
+    assert last.labels_used == len(last.labelled) == 20
+    assert last.labelled.ids == tuple(label.sample_id for label in labels)
+    assert last.labelled.drawn_at_random.tolist() == [label.drawn_at_random for label in labels]
+
+
 @pytest.mark.parametrize("round_no", [1, 2])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_any_step_changes_nothing(store, leases, registry, make_runner, campaign, tmp_path, step, round_no):
