@@ -54,7 +54,7 @@ def test_open_shards_hold_no_file_descriptors_and_their_memory_maps_go_with_the_
     before = psutil.Process().num_fds()
     again = EmbeddingStore(tmp_path, "embedding", "source")
     assert again.read(["s29", "s0"]).tolist() == rows(29, 0).tolist()
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before  # fewer when something older was collected meanwhile
     del store, again
     gc.collect()
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
