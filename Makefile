@@ -35,7 +35,7 @@ serve: $(RUN_VENV) ## Serve the models of the demo until Ctrl-C (gRPC 8001, metr
 	@exec $(BIN)/python -m services.demo serve
 
 ##@ Work on it
-.PHONY: test test-faults check format protos lock
+.PHONY: test test-faults fuzz check format protos lock
 test: $(DEV_VENV) ## All tests, with real processes and the end-to-end run (PYTEST='-k name' to choose)
 	$(BIN)/python -m pytest $(PYTEST)
 
@@ -48,6 +48,9 @@ check: $(DEV_VENV) ## Format, lint, types, import contracts, fast tests
 
 test-faults: $(DEV_VENV) ## Swaps, damaged versions and stops under load: ten minutes, best on an idle machine
 	$(BIN)/python -m pytest -m faults -s tests/faults $(PYTEST)
+
+fuzz: $(DEV_VENV) ## 5,000 bad requests of every kind to both APIs (FUZZ_SEED=n for others; 400 of them are in `make check`)
+	FUZZ_REQUESTS=$${FUZZ_REQUESTS:-5000} $(BIN)/python -m pytest tests/fuzz -s $(PYTEST)
 
 format: $(DEV_VENV) ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .

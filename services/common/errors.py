@@ -67,10 +67,24 @@ class LeaseLost(QuerentError): ...
 class Stopped(QuerentError): ...
 
 
+# Of a name from a request; and of the names that a message lists.
+_SHOWN_CHARACTERS = 60
+_SHOWN_NAMES = 20
+
+
+def shown(given: str) -> str:
+    """A name from a request, for a message: quoted, and cut when it is longer than any name of ours."""
+    if len(given) <= _SHOWN_CHARACTERS:
+        return repr(given)
+    return f"{given[:_SHOWN_CHARACTERS]!r}... ({len(given)} characters)"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, else all of them."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    # difflib takes seconds over a name of megabytes.
+    nearest = difflib.get_close_matches(given[: 4 * _SHOWN_CHARACTERS], names, n=1, cutoff=0.6)
     if nearest:
         return f"did you mean {nearest[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "there are none"
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"known: {', '.join(names[:_SHOWN_NAMES])}{more}" if names else "there are none"

@@ -19,6 +19,7 @@ def pack(ids: Ids) -> np.ndarray:
     """bytes S40 (N,). Raises NotFound naming the first one that no sample can have."""
     if isinstance(ids, np.ndarray):
         return ids.astype(ID, copy=False)
+    ids = list(ids)
     for given in ids:
         # One id of a megabyte would make the array as many megabytes for each of the others.
         if len(given) > WIDTH or not given.isascii() or "\0" in given:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.common.errors import Conflict, DamagedArtefact, NotFound, did_you_mean
+from services.common.errors import Conflict, DamagedArtefact, NotFound, did_you_mean, shown
 from services.common.files import fsync_dir, sha256_file, write_atomically
 from services.common.manifest import Manifest, read_manifest
 
@@ -65,7 +65,7 @@ class Registry:
         """Raises NotFound, naming what there is."""
         versions = self.versions(campaign)
         if not versions:
-            raise NotFound(f"no model {campaign!r}; {did_you_mean(campaign, self.campaigns())}")
+            raise NotFound(f"no model {shown(campaign)}; {did_you_mean(campaign, self.campaigns())}")
         if version not in versions:
             raise NotFound(f"no version {version} of {campaign!r}; published: {', '.join(map(str, versions))}")
         return self.root / campaign / str(version)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.common import images
-from services.common.errors import BadImage, DamagedArtefact, NotFound
+from services.common.errors import BadImage, DamagedArtefact, NotFound, shown
 from services.common.files import sha256_file
 from services.common.ids import ID, WIDTH, IdIndex, Ids, pack, unpack
 
@@ -57,7 +57,7 @@ def read_source(sources_dir: Path, source_id: str) -> Source:
     path = sources_dir / f"{source_id}.json"
     # The id comes from requests: compare it with what is there rather than make a path of it.
     if f"{source_id}.json" not in {p.name for p in sources_dir.glob("*.json")}:
-        raise NotFound(f"no source {source_id!r}; is the trainer's sources folder the one mounted here?")
+        raise NotFound(f"no source {shown(source_id)}; is the trainer's sources folder the one mounted here?")
     try:
         return Source.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -92,7 +92,7 @@ class SampleStore:
     def packed_ids(self, split: str) -> np.ndarray:
         """`ids` as an array of S40: a million are 40 MB instead of a million strings."""
         if split not in self.source.splits:
-            raise NotFound(f"no split {split!r} in this source; it has {', '.join(self.source.splits)}")
+            raise NotFound(f"no split {shown(split)} in this source; it has {', '.join(self.source.splits)}")
         return self._index.ids_of(split)
 
     def positions(self, ids: Ids) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from services.common.errors import BadRequest, did_you_mean
+from services.common.errors import BadRequest, did_you_mean, shown
 
 Acquisition = Callable[[np.ndarray], np.ndarray]
 
@@ -41,7 +41,8 @@ def acquisition_named(name: str) -> Acquisition:
     """Raises BadRequest, naming what there is."""
     if name not in ACQUISITIONS:
         raise BadRequest(
-            f"no acquisition function {name!r}; {did_you_mean(name, ACQUISITIONS)} (all: {', '.join(ACQUISITIONS)})"
+            f"no acquisition function {shown(name)}; {did_you_mean(name, ACQUISITIONS)} "
+            f"(all: {', '.join(ACQUISITIONS)})"
         )
     return ACQUISITIONS[name]
 

@@ -55,8 +55,8 @@ class Embedder:
     async def ensure(self, model: Model, samples: SampleStore, ids: Ids) -> AsyncGenerator[Progress, None]:
         """Embed those of `ids` that have no stored embedding, telling how far it is every half second."""
         progress = Progress("embed", 0, len(ids))
-        job = asyncio.ensure_future(self._fill(model, samples, ids, progress))
-        async with aclosing(told(job, progress)) as steps:
+        # No name for the job: its error's traceback holds this frame, and so the ids until the garbage is collected.
+        async with aclosing(told(asyncio.ensure_future(self._fill(model, samples, ids, progress)), progress)) as steps:
             async for step in steps:
                 yield step
 
@@ -154,6 +154,7 @@ async def told(job: asyncio.Future[None], progress: Progress) -> AsyncGenerator[
         job.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await job
+        del job  # holds the error, whose traceback holds this frame
 
 
 def _cold(store: EmbeddingStore, samples: SampleStore, ids: Ids) -> np.ndarray:

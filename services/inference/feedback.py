@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from services.common.errors import BadRequest, ModelNotReady, NotFound, did_you_mean
+from services.common.errors import BadRequest, ModelNotReady, NotFound, did_you_mean, shown
 from services.common.feedback import Feedback
 from services.inference.journal import Journal
 from services.inference.metrics import Metrics
@@ -49,13 +49,17 @@ class FeedbackRecorder:
 
     async def record(self, items: Sequence[Told]) -> Recorded:
         """On the disk when it returns. Raises BadRequest or NotFound naming the item's index, or Unavailable."""
-        if not items:
-            raise BadRequest("the request has no items; send at least one")
-        if len(items) > MAX_ITEMS:
-            raise BadRequest(f"the request has {len(items)} items; the limit is {MAX_ITEMS}")
+        self.check_count(len(items))
         entries = await self._checked(items)
         # The caller may go away meanwhile; what is written is counted all the same.
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._keep, entries)
+
+    def check_count(self, count: int) -> None:
+        """Raises BadRequest for a request of `count` items that is refused whatever they are."""
+        if count < 1:
+            raise BadRequest("the request has no items; send at least one")
+        if count > MAX_ITEMS:
+            raise BadRequest(f"the request has {count} items; the limit is {MAX_ITEMS}")
 
     def close(self) -> None:
         """Afterwards everything that was answered, and nothing else, is in a closed file."""
@@ -129,5 +133,5 @@ def _label(truth: str | int, classes: tuple[str, ...]) -> str:
             raise BadRequest(f"no class {truth}; the model has 0..{len(classes) - 1}")
         return classes[truth]
     if truth not in classes:
-        raise BadRequest(f"no class {truth!r}; {did_you_mean(truth, classes)}")
+        raise BadRequest(f"no class {shown(truth)}; {did_you_mean(truth, classes)}")
     return truth

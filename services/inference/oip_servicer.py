@@ -10,11 +10,18 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from services.common.errors import BadRequest, DamagedArtefact, NotFound, Unavailable
+from services.common.errors import BadRequest, DamagedArtefact, NotFound, Unavailable, shown
 from services.common.pb import open_inference_pb2 as pb
 from services.inference.batcher import NORMAL
 from services.inference.oip_metadata import Catalogue
-from services.inference.oip_tensors import infer_response, input_tensor, version_number, wanted_outputs, whole_number
+from services.inference.oip_tensors import (
+    infer_response,
+    input_tensor,
+    request_id,
+    version_number,
+    wanted_outputs,
+    whole_number,
+)
 from services.inference.oip_wire import parse
 from services.inference.predicting import Predictor
 from services.inference.store import ModelStore
@@ -71,13 +78,13 @@ class OpenInferenceServicer:
         request = parse(data)
         message = request.message
         async with self._store.lease(message.model_name, version_number(message.model_version)) as model:
-            wanted = wanted_outputs(message, model)
+            identity, wanted = request_id(message), wanted_outputs(message, model)
             given = request, model, self._predictor.check_count
             # Typed contents are a Python number for each value, 0.2 s of a request of 10 MB: not on the event loop.
             images = input_tensor(*given) if request.raw else await asyncio.to_thread(input_tensor, *given)
             priority = whole_number(message.parameters, "priority") or NORMAL
             outputs = await self._predictor.infer(model, images, _deadline(message, context), priority)
-            return infer_response(model, outputs, wanted, message.id)
+            return infer_response(model, outputs, wanted, identity)
 
     # ---- Triton's extensions -------------------------------------------------------------------------
 
@@ -146,6 +153,6 @@ def _deadline(message: pb.ModelInferRequest, context: _Context) -> float:
 
 def _refuse_options(repository: str, *parameters: str) -> None:
     if repository:
-        raise BadRequest(f"no repository {repository[:60]!r}; there is one, leave repository_name empty")
+        raise BadRequest(f"no repository {shown(repository)}; there is one, leave repository_name empty")
     if parameters:
-        raise BadRequest(f"parameter {parameters[0][:60]!r} is not supported: a model is served as it was published")
+        raise BadRequest(f"parameter {shown(parameters[0])} is not supported: a model is served as it was published")

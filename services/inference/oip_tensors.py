@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from services.common.datatypes import NUMPY_TYPES
-from services.common.errors import BadRequest, did_you_mean
+from services.common.errors import BadRequest, did_you_mean, shown
 from services.common.manifest import TensorSpec
 from services.common.pb.open_inference_pb2 import (
     InferParameter,
@@ -31,6 +31,7 @@ _TYPED_FIELD: dict[str, tuple[str, type[np.generic]]] = {
     "FP64": ("fp64_contents", np.float64),
 }
 _LENGTH_BYTES = 4
+_LONGEST_ID = 1024
 
 _Tensor = ModelInferRequest.InferInputTensor
 _Parameters = Mapping[str, InferParameter]
@@ -42,7 +43,7 @@ def version_number(text: str) -> int:
     """0 for "": whichever answers now. Raises BadRequest."""
     if text and not re.fullmatch(r"[1-9][0-9]{0,17}", text):
         raise BadRequest(
-            f"version {text[:40]!r} is not a positive integer; leave it empty for the version that answers"
+            f"version {shown(text)} is not a positive integer; leave it empty for the version that answers"
         )
     return int(text or 0)
 
@@ -64,6 +65,13 @@ def whole_number(parameters: _Parameters, name: str) -> int:
 # ---- the request ------------------------------------------------------------------------------------------
 
 
+def request_id(message: ModelInferRequest) -> str:
+    """Raises BadRequest for one so long that its answer might not fit into a message."""
+    if len(message.id) > _LONGEST_ID:
+        raise BadRequest(f"the request's id has {len(message.id)} characters; the limit is {_LONGEST_ID}")
+    return message.id
+
+
 def wanted_outputs(message: ModelInferRequest, model: Model) -> Wanted:
     """Raises BadRequest for an output that there is not, naming those that there are."""
     known = model.datatypes
@@ -73,7 +81,7 @@ def wanted_outputs(message: ModelInferRequest, model: Model) -> Wanted:
     wanted = {}
     for output in message.outputs:
         if output.name not in known:
-            raise BadRequest(f"no output {output.name[:60]!r}; known: {', '.join(known)}")
+            raise BadRequest(f"no output {shown(output.name)}; known: {', '.join(known)}")
         _refuse_shared_memory(f"output {output.name!r}", output.parameters)
         classes = whole_number(output.parameters, "classification")
         if classes and (plain or output.name != _CLASSIFIED):
@@ -108,7 +116,7 @@ def input_tensor(request: InferRequest, model: Model, check_count: Callable[[int
         check_count(count)
         return _encoded(tensor, raw, count)
     raise BadRequest(
-        f"input {wanted.name!r} has datatype {tensor.datatype[:20]!r}; expected {wanted.datatype} "
+        f"input {wanted.name!r} has datatype {shown(tensor.datatype)}; expected {wanted.datatype} "
         f"{[-1, *wanted.shape]}{'' if plain else ', or BYTES [-1] of encoded images'}"
     )
 
@@ -116,7 +124,7 @@ def input_tensor(request: InferRequest, model: Model, check_count: Callable[[int
 def _only_input(inputs: Sequence[_Tensor], name: str) -> _Tensor:
     for tensor in inputs:
         if tensor.name != name:
-            raise BadRequest(f"no input {tensor.name[:60]!r}; {did_you_mean(tensor.name[:60], [name])}")
+            raise BadRequest(f"no input {shown(tensor.name)}; {did_you_mean(tensor.name, [name])}")
     if len(inputs) != 1:
         raise BadRequest(f"{len(inputs)} inputs are given; expected 1, {name!r}")
     return inputs[0]
@@ -128,9 +136,9 @@ def _refuse_shared_memory(what: str, parameters: _Parameters) -> None:
 
 
 def _whole_shape(tensor: _Tensor, wanted: TensorSpec) -> list[int]:
-    shape = list(tensor.shape)
+    shape = _shape(tensor, len(wanted.shape) + 2)
     if shape[1:] != list(wanted.shape) or not shape or shape[0] < 0:
-        raise BadRequest(f"input {tensor.name!r} has shape {shape[:8]}; expected {[-1, *wanted.shape]}")
+        raise BadRequest(f"input {tensor.name!r} has shape {shape}; expected {[-1, *wanted.shape]}")
     return shape
 
 
@@ -172,23 +180,26 @@ def _check_range(tensor: _Tensor, values: np.ndarray, limits: np.iinfo) -> None:
     raise BadRequest(f"input {tensor.name!r} has the value {values[place]} at {place}; {tensor.datatype} {end}")
 
 
+def _shape(tensor: _Tensor, dimensions: int = 8) -> list[int]:
+    """As much of it as is looked at and told: there may be millions of dimensions."""
+    return list(tensor.shape[:dimensions])
+
+
 def _encoded_count(tensor: _Tensor) -> int:
-    shape = list(tensor.shape)
+    shape = _shape(tensor)
     # Clients that always send a batch dimension say [N, 1] for N strings.
     if shape[1:] not in ([], [1]) or not shape or shape[0] < 0:
-        raise BadRequest(f"input {tensor.name!r} has shape {shape[:8]}; expected [-1], one element an encoded image")
+        raise BadRequest(f"input {tensor.name!r} has shape {shape}; expected [-1], one element an encoded image")
     return shape[0]
 
 
 def _encoded(tensor: _Tensor, raw: memoryview | None, count: int) -> list[bytes]:
     if raw is not None:
         return _elements(tensor.name, raw, count)
-    images = list(_contents(tensor, "bytes_contents").bytes_contents)
+    images = _contents(tensor, "bytes_contents").bytes_contents
     if len(images) != count:
-        raise BadRequest(
-            f"input {tensor.name!r} has {len(images)} elements; its shape {list(tensor.shape)} needs {count}"
-        )
-    return images
+        raise BadRequest(f"input {tensor.name!r} has {len(images)} elements; its shape {_shape(tensor)} needs {count}")
+    return list(images)
 
 
 def _elements(name: str, raw: memoryview, count: int) -> list[bytes]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -83,7 +84,8 @@ class Predictor:
             self.check_count(query.images.count)  # before its bytes: the caller may say any number
             images: np.ndarray | Sequence[bytes] = raw_pixels(query.images, model)
         else:
-            images = query.images
+            self.check_count(len(query.images))
+            images = list(query.images)
         outputs = await self.infer(model, images, query.deadline, query.priority)
         uncertainty = acquisition(member_probabilities(outputs.logits)) if acquisition else None
         return Answer(outputs, uncertainty)
@@ -135,7 +137,15 @@ class Predictor:
         ]
         # All of them end before the first error is raised, so that none is left without anybody to look at it.
         decoded = await asyncio.gather(*chunks, return_exceptions=True)
-        return np.concatenate([_raised(part) for part in decoded])
+        failed = next((part for part in decoded if isinstance(part, BaseException)), None)
+        if failed is None:
+            return np.concatenate(cast(list[np.ndarray], decoded))
+        try:
+            raise failed
+        finally:
+            # The error's traceback holds this frame: with the error in it, all images would wait for the garbage
+            # collector.
+            del failed, decoded, chunks
 
     def _decode(self, encoded: Sequence[bytes], places: range, model: Model) -> np.ndarray:
         height, width = model.manifest.input_height, model.manifest.input_width
@@ -166,9 +176,3 @@ def raw_pixels(raw: Raw, model: Model) -> np.ndarray:
             else f"raw data has {len(raw.data)} bytes; {raw.count} x {height} x {width} x 3 uint8 are {expected}"
         )
     return np.frombuffer(raw.data, np.uint8).reshape(raw.count, height, width, 3)
-
-
-def _raised(part: np.ndarray | BaseException) -> np.ndarray:
-    if isinstance(part, BaseException):
-        raise part
-    return part

@@ -17,11 +17,14 @@ import numpy as np
 
 from services.common.errors import BadRequest
 from services.common.manifest import Manifest
+from services.common.registry import is_campaign_name
 
 _FORMAT = 1
 # Format, version, round, class index, time in ms, nonce of the request, place in it, sample id, name's length.
 _FIXED = struct.Struct("!BIIIQ8sI16sB")
 _CRC = struct.Struct("!I")
+# In base64, with the longest name that a campaign can have.
+_LONGEST = 4 * (_FIXED.size + 63 + _CRC.size) // 3 + 1
 _NO_SAMPLE = bytes(16)
 
 
@@ -56,6 +59,8 @@ def prediction_ids(manifest: Manifest, class_indices: np.ndarray, sample_ids: Se
 def parse(prediction_id: str) -> Predicted:
     """Raises BadRequest for what is not a whole id of ours."""
     try:
+        if len(prediction_id) > _LONGEST:
+            raise _mangled(prediction_id)
         whole = base64.b64decode(prediction_id + "=" * (-len(prediction_id) % 4), altchars=b"-_", validate=True)
         content, crc = whole[: -_CRC.size], _CRC.unpack(whole[-_CRC.size :])[0]
         form, version, round_no, class_index, when, _, _, sample, length = _FIXED.unpack_from(content)
@@ -64,6 +69,9 @@ def parse(prediction_id: str) -> Predicted:
         raise _mangled(prediction_id) from error
     # Several texts decode to the same bytes, and a prediction must have one id to be counted once.
     if crc != zlib.crc32(content) or form != _FORMAT or len(name) != length or _text(whole) != prediction_id:
+        raise _mangled(prediction_id)
+    # Whoever makes ids up can have these right; but to the store "" is whichever campaign there is, and 0 a version.
+    if not is_campaign_name(name) or version < 1:
         raise _mangled(prediction_id)
     return Predicted(name, version, round_no, class_index, "" if sample == _NO_SAMPLE else sample.hex(), when / 1000)
 

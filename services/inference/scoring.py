@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.common.errors import BadRequest
 from services.common.ids import pack, unpack
 from services.common.samples import SampleStore
 from services.inference.acquisition import acquisition_named
@@ -52,7 +53,9 @@ class Scorer:
 
     async def embed(self, model: Model, source_id: str, ids: Sequence[str]) -> AsyncGenerator[Progress, None]:
         samples = await asyncio.to_thread(self._folders.samples, source_id)
-        async with aclosing(self._embedder.ensure(model, samples, ids)) as steps:
+        _check_count(samples, ids)
+        packed = await asyncio.to_thread(pack, ids)
+        async with aclosing(self._embedder.ensure(model, samples, packed)) as steps:
             async for progress in steps:
                 yield progress
 
@@ -61,6 +64,7 @@ class Scorer:
         acquisition = acquisition_named(query.acquisition)
         samples = await asyncio.to_thread(self._folders.samples, query.source_id)
         check_size(model, samples)
+        _check_count(samples, query.sample_ids)
         ids = await asyncio.to_thread(_ids, samples, query)
         async with aclosing(self._embedder.ensure(model, samples, ids)) as steps:
             async for progress in steps:
@@ -70,12 +74,20 @@ class Scorer:
         blocks = await asyncio.to_thread(store.blocks, ids)
         scoring = Progress("score", 0, len(ids))
         streamed = StreamedScores(model, blocks, acquisition, scoring, self._metrics)
-        job = asyncio.ensure_future(streamed.run(self._pool, self._workers))
-        async with aclosing(told(job, scoring)) as steps:
+        async with aclosing(told(asyncio.ensure_future(streamed.run(self._pool, self._workers)), scoring)) as steps:
             async for progress in steps:
                 yield progress
         for scored in _parts(ids, streamed.scores, query.top):
             yield scored
+
+
+def _check_count(samples: SampleStore, ids: Sequence[str]) -> None:
+    """Raises BadRequest for more ids than there are samples: 64 MiB hold 33 million ids, and each takes 40 bytes."""
+    known = sum(samples.source.splits.values())
+    if len(ids) > known:
+        raise BadRequest(
+            f"the request names {len(ids)} samples; source {samples.source.source_id!r} has {known}, name each once"
+        )
 
 
 def _ids(samples: SampleStore, query: PoolQuery) -> np.ndarray:

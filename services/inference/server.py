@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.common.errors import BadConfig, Conflict
 from services.common.observability import configure_logging
+from services.inference.memory import give_back_large_blocks
 from services.inference.service import InferenceServer
 from services.inference.settings import Settings
 
@@ -63,6 +64,7 @@ def serve_command() -> None:
     except ValidationError as error:
         _fail("\n".join(_mistake(e["loc"], e["msg"]) for e in error.errors()))
     configure_logging(settings.log_level, settings.log_style)
+    give_back_large_blocks()
     try:
         uvloop.run(serve(settings))
     except (BadConfig, Conflict) as error:

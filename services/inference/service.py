@@ -48,6 +48,7 @@ from services.inference.security import Gate, make_gate, warn_of_open_doors
 from services.inference.servicer import ModelRegistryServicer, PoolScoringServicer, PredictionServicer
 from services.inference.settings import Settings
 from services.inference.store import ModelStore
+from services.inference.watching import Watchers
 
 log = structlog.get_logger()
 
@@ -128,11 +129,16 @@ class InferenceServer:
         self._feedback = FeedbackRecorder(store, Journal(settings.feedback_dir), metrics)
         self._health = Health(_SERVICES, lambda: store.answering, store.changes)
 
+        # The other half is for calls that end.
+        watchers = Watchers(store, max(1, settings.max_concurrent_rpcs // 2))
+
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(store, predictor, self._feedback), server
         )
         pool_scoring_pb2_grpc.add_PoolScoringServiceServicer_to_server(PoolScoringServicer(store, scorer), server)
-        model_registry_pb2_grpc.add_ModelRegistryServiceServicer_to_server(ModelRegistryServicer(store), server)
+        model_registry_pb2_grpc.add_ModelRegistryServiceServicer_to_server(
+            ModelRegistryServicer(store, watchers), server
+        )
         catalogue = Catalogue(store, registry, loaded, rule)
         server.add_generic_rpc_handlers((OpenInferenceServicer(store, predictor, catalogue, self._is_ready).handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -18,6 +18,7 @@ from services.common.errors import (
     QuerentError,
     Unavailable,
     did_you_mean,
+    shown,
 )
 from services.common.manifest import Manifest
 from services.common.registry import Registry
@@ -115,7 +116,7 @@ class ModelStore:
             raise BadRequest(f"version {version} is negative; versions begin at 1, and 0 means the promoted one")
         name = name or await self._only_name(version)
         if self._scope and name not in self._scope:
-            raise NotFound(f"no model {name!r} is served here; {did_you_mean(name, self._scope)}")
+            raise NotFound(f"no model {shown(name)} is served here; {did_you_mean(name, self._scope)}")
         if version:
             return name, version
         if name not in self._active:
@@ -125,7 +126,7 @@ class ModelStore:
         if answering is None:
             known = await asyncio.to_thread(self._campaigns)
             if name not in known:
-                raise NotFound(f"no model {name!r}; {did_you_mean(name, known)}")
+                raise NotFound(f"no model {shown(name)}; {did_you_mean(name, known)}")
             raise ModelNotReady(f"no model promoted yet for {name!r}; name a published version to use it")
         return name, answering
 

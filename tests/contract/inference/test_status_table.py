@@ -1,15 +1,18 @@
 """Each row of the status table, over a real channel."""
 
 import asyncio
+import gc
 import struct
+import time
 import zlib
 
 import grpc
+import psutil
 import pytest
 from grpc import StatusCode
 
 from services.common import errors
-from services.common.pb.model_registry_pb2 import GetModelRequest
+from services.common.pb.model_registry_pb2 import GetModelRequest, WatchModelRequest
 from services.common.pb.pool_scoring_pb2 import EmbedRequest, ScorePoolRequest
 from services.common.pb.prediction_pb2 import EncodedImages, PredictRequest, RawImages
 from services.inference.boundary import INTERNAL_TEXT, status_of
@@ -262,3 +265,96 @@ def test_every_error_of_the_tree_has_its_status(error: errors.QuerentError, stat
 async def _drain(call: object) -> None:
     async for _ in call:  # type: ignore[attr-defined]
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "querent.v1.PredictionService/Predict",
+        "querent.v1.PredictionService/Feedback",
+        "querent.v1.ModelRegistryService/GetModel",
+        "querent.v1.PoolScoringService/ScorePool",
+    ],
+)
+async def test_bytes_that_are_no_message_are_invalid_and_counted(served: Served, method: str) -> None:
+    open_call = served.channel.unary_stream if method.endswith("ScorePool") else served.channel.unary_unary
+    call = open_call(f"/{method}")(b"\x0a\x05abc")
+    assert await call.code() is StatusCode.INVALID_ARGUMENT
+    assert "cannot be parsed" in await call.details()
+    assert served.metric("inference_rpcs_total", method=method, code="INVALID_ARGUMENT") == 1
+
+
+async def test_a_name_of_a_megabyte_is_answered_at_once_and_shortly(served: Served, folders: Folders) -> None:
+    source = folders.source()
+    name = "n" * 1_000_000
+    scored = {"source_id": source.source_id, "acquisition": "margin"}
+    for call in (
+        served.prediction.Predict(encoded(png(), model=name)),
+        served.prediction.Predict(encoded(png(), acquisition=name)),
+        served.models.GetModel(GetModelRequest(model=name, version=1)),
+        served.models.WatchModel(WatchModelRequest(model=name)),
+        served.pool.ScorePool(ScorePoolRequest(**scored, model=name)),
+        served.pool.ScorePool(ScorePoolRequest(**{**scored, "source_id": name})),
+        served.pool.ScorePool(ScorePoolRequest(**scored, split=name)),
+    ):
+        async with asyncio.timeout(5):
+            assert await call.code() in {StatusCode.NOT_FOUND, StatusCode.INVALID_ARGUMENT}
+        assert "nnn'... (1000000 characters)" in await call.details()
+        assert len(await call.details()) < 300
+
+
+async def test_a_message_that_lists_very_many_things_is_cut(served: Served, folders: Folders) -> None:
+    for version in range(1000, 2000):
+        (folders.registry.root / "tiny" / str(version)).mkdir()
+    error = await refusal(served.prediction.Predict(encoded(png(), model="tiny", version=7)))
+    assert error.code() is StatusCode.NOT_FOUND
+    assert (error.details() or "").startswith("no version 7 of 'tiny'; published: 1, 1000, 1001")
+    assert len(error.details() or "") < 1100
+
+
+async def test_only_methods_that_carry_images_or_ids_take_large_messages(served: Served) -> None:
+    large = b"".join([b"\x0a\x00"] * 2_500_000)  # as FeedbackItems they would take some 200 MB
+    call = served.channel.unary_unary("/querent.v1.PredictionService/Feedback")(large)
+    assert await call.code() is StatusCode.INVALID_ARGUMENT
+    assert "5000000 bytes; the limit of this method is 4194304" in await call.details()
+    error = await refusal(served.prediction.Predict(encoded(bytes(5_000_000))))
+    assert "image 0: not an image" in (error.details() or "")
+
+
+async def test_millions_of_images_are_counted_before_they_are_looked_at(served: Served) -> None:
+    empty = b"\x0a\x00" * 8_000_000
+    length = len(empty)
+    prefix = b"\x1a" + bytes((length >> 7 * i) & 127 | (128 if i < 3 else 0) for i in range(4))
+    started = time.process_time()
+    call = served.channel.unary_unary("/querent.v1.PredictionService/Predict")(prefix + empty)
+    assert "the request has 8000000 images; the limit is 16" in await call.details()
+    assert time.process_time() - started < 1.0  # a Python object of each would take 64 MB more and as long again
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        encoded(bytes(8_000_000)),
+        encoded(png(), bytes(8_000_000)),
+        encoded(png(size=100)[:-20] + bytes(8_000_000)),
+        raw(bytes(8_000_000), 1),
+        encoded(png(), acquisition="n" * 8_000_000),
+        PredictRequest(model="n" * 8_000_000),
+    ],
+)
+async def test_a_refused_request_leaves_no_memory_behind_for_the_garbage_collector(
+    served: Served, refused: PredictRequest
+) -> None:
+    data = refused.SerializeToString()
+    predict = served.channel.unary_unary("/querent.v1.PredictionService/Predict")
+    process = psutil.Process()
+    before = 0
+    gc.collect()
+    gc.disable()
+    try:
+        for repeat in range(23):
+            assert await predict(data).code() in {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND}
+            before = before if repeat > 2 else process.memory_info().rss
+        assert process.memory_info().rss - before < 60e6  # twenty of them are 160 MB
+    finally:
+        gc.enable()

@@ -1,5 +1,6 @@
 """Feedback over a real channel: what is answered is on the disk, counted once, and understood by any replica."""
 
+import time
 from pathlib import Path
 
 import grpc
@@ -190,7 +191,8 @@ async def test_the_series_of_a_version_outlive_it_in_memory_and_go_on_when_it_co
             model = next_version(model)
             publish(folders.registry, model, promote=True)
             await served.client.predict([png()], model="tiny", version=model.version)
-        info = {"model": "tiny", "version": "1", "round": "0", "provider": "CPUExecutionProvider"}
+        info = {"model": "tiny", "version": "1", "round": "0"}
+        info |= {"provider": "CPUExecutionProvider", "precision": "fp32"}
         assert not served.has_series("inference_model_info", **info)
         assert feedback_series(served)["1", "true"] == 1
         await served.client.predict([png()], model="tiny", version=1)
@@ -206,3 +208,13 @@ async def test_series_of_feedback_are_bounded_and_those_of_versions_in_memory_st
         assert len(versions) == FEEDBACK_VERSIONS + 1
         assert "1" in versions  # in memory, and never told of
         assert {"2", "3"}.isdisjoint(versions)
+
+
+async def test_a_million_items_are_counted_before_they_are_looked_at(folders: Folders) -> None:
+    class_zero = prediction_pb2.FeedbackItem(class_index=0).SerializeToString()
+    items = b"".join([b"\x0a" + bytes([len(class_zero)]) + class_zero] * 1_000_000)
+    async with serving(folders) as served:
+        started = time.process_time()
+        call = served.channel.unary_unary("/querent.v1.PredictionService/Feedback")(items)
+        assert "has 1000000 items; the limit is 1000" in await call.details()
+        assert time.process_time() - started < 1.0  # making a Python object of each takes twice as long

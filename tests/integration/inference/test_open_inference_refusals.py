@@ -78,6 +78,8 @@ def in_shared_memory() -> Any:
         (raw_request(bytes(192), bytes(192)), ["2 entries", "expected 1"]),
         (raw_request(bytes(192), names=("img",)), ["'img'", "'image'"]),
         (raw_request(bytes(192), names=("image", "image")), ["2 inputs", "expected 1"]),
+        (raw_request(bytes(192), shape=(1, 8, 8, 3, *[1] * 100_000)), ["[1, 8, 8, 3, 1, 1, 1, 1]", "[-1, 8, 8, 3]"]),
+        (raw_request(bytes(192), id="i" * 1025), ["id has 1025 characters", "1024"]),
         (raw_request(names=()), ["0 inputs", "'image'"]),
         (both_contents(), ["raw_input_contents", "contents", "both"]),
         (raw_request(b"\3\0\0\0ab", datatype="BYTES", shape=(1,)), ["element 0 of 1", "byte 7", "have 6"]),

@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
@@ -14,8 +15,9 @@ from services.client.messages import Progress
 from services.common.embeddings import EmbeddingStore
 from services.common.errors import BadRequest, NotFound
 from services.common.pb.pool_scoring_pb2 import ScorePoolRequest, ScorePoolResponse
+from services.common.pb.pool_scoring_pb2_grpc import PoolScoringServiceStub
 from tests.integration.inference.harness import Served, serving
-from tests.tiny_models import Folders, TinyModel, TinySource, next_version, probabilities, publish
+from tests.tiny_models import Folders, TinyModel, TinySource, next_version, png, probabilities, publish
 
 
 def shards(folders: Folders, embedding_id: str = "tiny-embedding") -> list[tuple[list[str], bytes]]:
@@ -288,3 +290,41 @@ async def until(condition: object, timeout_s: float = 10.0) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.005)
+
+
+async def test_more_ids_than_the_source_has_samples_are_refused_before_they_are_looked_at(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(), promote=True)
+    source = folders.source(splits={"pool": 30, "test": 10})
+    async with serving(folders) as served:
+        for ids in ([""] * 1_000_000, [source.ids["pool"][0]] * 41):
+            told = f"names {len(ids)} samples; source 'tiny-source' has 40"
+            with pytest.raises(BadRequest, match=told):
+                await served.client.score_pool(source.source_id, "margin", sample_ids=ids)
+            with pytest.raises(BadRequest, match=told):
+                await served.client.embed(source.source_id, ids)
+        scored = await served.client.score_pool(source.source_id, "margin", sample_ids=source.ids["pool"])
+        assert list(scored.sample_ids) == source.ids["pool"]
+
+
+async def test_a_reader_of_scores_that_never_reads_holds_up_nobody(folders: Folders) -> None:
+    publish(folders.registry, TinyModel(), promote=True)
+    source = folders.source(splits={"pool": 4000, "test": 10})  # an answer of 150 kB: more than a closed window takes
+    request = ScorePoolRequest(source_id=source.source_id, acquisition="margin")
+    windows = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1000)]
+    async with (
+        serving(folders, grace_seconds=0.2) as served,
+        grpc.aio.insecure_channel(served.address, options=windows) as channel,
+    ):
+        stuck = [PoolScoringServiceStub(channel).ScorePool(request) for _ in range(20)]
+        async with asyncio.timeout(60):
+            while images(served, "score") < 20 * 4000:
+                await asyncio.sleep(0.02)
+        async with asyncio.timeout(10):
+            scored = await served.client.score_pool(source.source_id, "margin", top=5)
+            assert len(scored.scores) == 5
+            assert len((await served.client.predict([png()])).predictions) == 1
+        # Only the one that was read has ended.
+        method = "querent.v1.PoolScoringService/ScorePool"
+        assert served.metric("inference_rpcs_total", method=method, code="OK") == 1
+        for call in stuck:
+            call.cancel()

@@ -15,7 +15,7 @@ from services.common.errors import DeadlineExpired, NotFound, Unavailable
 from services.common.pb import model_registry_pb2
 from services.inference.service import InferenceServer
 from tests.integration.inference.harness import Served, serving, settings
-from tests.tiny_models import Folders, TinyModel, next_version, publish
+from tests.tiny_models import Folders, TinyModel, next_version, png, publish
 
 MODEL = TinyModel()
 SERVING, NOT_SERVING, UNKNOWN = 1, 2, 3
@@ -207,3 +207,21 @@ async def test_at_shutdown_everything_is_told_to_be_down_while_calls_still_work(
         await stopping
         assert await watched.read() is grpc.aio.EOF
     await served.channel.close()
+
+
+async def test_watches_never_take_the_places_of_calls_that_end(folders: Folders) -> None:
+    publish(folders.registry, MODEL, promote=True)
+    async with serving(folders, max_concurrent_rpcs=20) as served:
+        watches = [served.models.WatchModel(model_registry_pb2.WatchModelRequest()) for _ in range(10)]
+        for watch in watches:
+            assert told(await following(aiter(watch))) == ("tiny", 1, 1)
+        refused = served.models.WatchModel(model_registry_pb2.WatchModelRequest())
+        assert await refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "10 watches are open here" in await refused.details()
+        assert (await served.client.predict([png()])).version == 1
+        watches[0].cancel()
+        async with asyncio.timeout(10):
+            while await served.models.WatchModel(model_registry_pb2.WatchModelRequest(), timeout=0.3).code() is (
+                grpc.StatusCode.RESOURCE_EXHAUSTED
+            ):
+                await asyncio.sleep(0.01)

@@ -1,4 +1,7 @@
 import io
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -121,3 +124,68 @@ def test_only_small_jpegs_are_quick():
     assert not is_quick(encoded(8, 8, "PNG"))
     assert not is_quick(encoded(8, 8, "JPEG")[:20])
     assert not is_quick(b"")
+
+
+def progressive(side: int = 64) -> bytes:
+    return encoded(side, side, "JPEG", "L", progressive=True)
+
+
+def with_empty_scans(jpeg: bytes, count: int) -> bytes:
+    """`count` scans of nothing before the first one of the picture: each goes over every pixel."""
+    first = jpeg.index(b"\xff\xda")
+    # One Huffman code, "this band of coefficients is zero in the 16,384 blocks that follow", and scans made of it.
+    table = b"\xff\xc4" + struct.pack(">HB16BB", 20, 0x10, 1, *[0] * 15, 0xE0)
+    scan = b"\xff\xda" + struct.pack(">HB2B3B", 8, 1, 1, 0, 1, 63, 0) + bytes(3)
+    return jpeg[:first] + table + scan * count + jpeg[first:]
+
+
+def test_a_jpeg_of_a_thousand_empty_scans_is_refused_before_it_is_decoded():
+    with pytest.raises(BadImage, match="more than 100 scans"):
+        decode(with_empty_scans(progressive(), 1000), 32, 32)
+    assert decode(with_empty_scans(progressive(), 50), 32, 32).shape == (32, 32, 3)
+
+
+def test_what_looks_like_scans_behind_a_jpeg_and_in_its_metadata_is_none():
+    whole = progressive()
+    film = b"\xff\xda\x00\x08" * 1000
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(film)) + film
+    assert np.array_equal(decode(whole + film, 32, 32), decode(whole, 32, 32))
+    assert np.array_equal(decode(whole[:2] + comment + whole[2:], 32, 32), decode(whole, 32, 32))
+
+
+def test_a_side_longer_than_any_jpeg_has_is_refused_since_resizing_it_takes_gigabytes():
+    with pytest.raises(BadImage, match="65536 x 1 pixels; the limit is 65535 a side"):
+        decode(encoded(65_536, 1, mode="1"), 32, 32)
+    assert decode(encoded(65_535, 1, mode="1"), 32, 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "PCX", "JPEG2000", "ICO", "TGA"])
+def test_formats_that_nobody_was_promised_are_not_even_tried(kind):
+    with pytest.raises(BadImage, match="not an image that can be read"):
+        decode(encoded(32, 32, kind), 32, 32)
+
+
+def test_a_jpeg_that_is_quick_has_few_bytes_too():
+    assert is_quick(encoded(64, 64, "JPEG") + bytes(60_000))
+    assert not is_quick(encoded(64, 64, "JPEG") + bytes(70_000))
+
+
+def test_what_a_parser_stumbled_over_is_not_told_to_the_caller(monkeypatch):
+    def stumbles(*arguments, **options):
+        raise KeyError("a secret detail")
+
+    monkeypatch.setattr("services.common.images.Image.open", stumbles)
+    with pytest.raises(BadImage) as caught:
+        decode(b"anything", 32, 32)
+    assert str(caught.value) == "the image is broken or truncated"
+
+
+def test_decoding_many_pixels_takes_no_more_memory_than_the_picture_itself():
+    bomb = encoded(7_000, 7_000, mode="RGB")  # 196 MB in Pillow, which has four bytes a pixel
+    program = (
+        "import sys, resource; from services.common.images import decode;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
+        "before = peak(); decode(sys.stdin.buffer.read(), 32, 32); print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=bomb, capture_output=True, check=True)
+    assert float(done.stdout) < 1.3 * 196

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -324,3 +326,30 @@ def test_an_unpublished_version_is_not_found(registry: Registry) -> None:
     publish(registry, TinyModel())
     with pytest.raises(NotFound, match="published: 1"):
         real_loader(registry, Metrics()).load(("tiny", 2))
+
+
+def test_the_memory_of_large_images_goes_back_to_the_system() -> None:
+    """In a process of its own: what glibc has learnt stays learnt. Without the call some 650 MB stay here."""
+    program = """
+import io
+from concurrent.futures import ThreadPoolExecutor
+import psutil
+from PIL import Image
+from services.common.images import decode
+from services.inference.memory import give_back_large_blocks
+
+def bomb(side):
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+give_back_large_blocks()
+bombs, kept = [bomb(side) for side in (7000, 3000, 7900, 5000)], []
+with ThreadPoolExecutor(3) as threads:
+    before = psutil.Process().memory_info().rss
+    for _ in range(2):
+        list(threads.map(lambda image: (decode(image, 8, 8), kept.append(bytearray(200_000))), bombs))
+    print((psutil.Process().memory_info().rss - before) / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -158,3 +159,18 @@ def test_the_scan_and_protobuf_agree_on_any_bytes(data: bytes) -> None:
 def test_the_tensor_is_a_view_of_the_requests_bytes() -> None:
     data = ours.ModelInferRequest(model_name="a", raw_input_contents=[bytes(100)]).SerializeToString()
     assert parse(data).raw[0].obj is data
+
+
+def test_a_message_of_millions_of_fields_is_refused_after_a_thousand() -> None:
+    for flood in (b"\x2a\x00" * 5_000_000, b"\x38\x05" * 5_000_000):  # inputs that are empty; unknown numbers
+        started = time.process_time()
+        with pytest.raises(BadRequest, match="more than 1000"):
+            parse(flood)
+        assert time.process_time() - started < 0.5
+
+
+def test_a_message_of_groups_is_left_to_protobuf_only_while_it_is_small() -> None:
+    group = b"\x9b\x06\x9c\x06"
+    agrees(group)
+    with pytest.raises(BadRequest, match="not a ModelInferRequest"):
+        parse(group + b"\x2a\x00" * 600_000)

@@ -42,3 +42,18 @@ def test_every_changed_shortened_or_lengthened_id_is_refused():
     for bad in [*mangled, good[:-2], good[:10], good + "AAAA", "", "no id", "é", good + "=", f" {good}"]:
         with pytest.raises(BadRequest, match="is not a prediction id"):
             parse(bad)
+
+
+@pytest.mark.parametrize(("campaign", "version"), [("", 3), ("../pets", 3), ("Pets", 3), ("pets-1", 0)])
+def test_a_made_up_id_that_names_no_campaign_or_version_is_refused(campaign, version):
+    made_up = prediction_ids(SimpleNamespace(campaign=campaign, version=version, round=0), np.array([0]), [])
+    with pytest.raises(BadRequest, match="is not a prediction id"):
+        parse(made_up[0])
+
+
+def test_the_longest_campaign_name_has_an_id_and_a_text_of_megabytes_is_not_even_decoded():
+    name = "n" * 63
+    [longest] = prediction_ids(SimpleNamespace(campaign=name, version=2**32 - 1, round=0), np.array([0]), [])
+    assert parse(longest).campaign == name
+    with pytest.raises(BadRequest, match="is not a prediction id"):
+        parse("A" * 4_000_000)
