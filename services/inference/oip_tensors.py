@@ -32,6 +32,7 @@ _TYPED_FIELD: dict[str, tuple[str, type[np.generic]]] = {
 }
 _LENGTH_BYTES = 4
 _LONGEST_ID = 1024
+_DIMENSIONS = 8
 
 _Tensor = ModelInferRequest.InferInputTensor
 _Parameters = Mapping[str, InferParameter]
@@ -136,7 +137,7 @@ def _refuse_shared_memory(what: str, parameters: _Parameters) -> None:
 
 
 def _whole_shape(tensor: _Tensor, wanted: TensorSpec) -> list[int]:
-    shape = _shape(tensor, len(wanted.shape) + 2)
+    shape = _shape(tensor, max(_DIMENSIONS, len(wanted.shape) + 2))
     if shape[1:] != list(wanted.shape) or not shape or shape[0] < 0:
         raise BadRequest(f"input {tensor.name!r} has shape {shape}; expected {[-1, *wanted.shape]}")
     return shape
@@ -180,7 +181,7 @@ def _check_range(tensor: _Tensor, values: np.ndarray, limits: np.iinfo) -> None:
     raise BadRequest(f"input {tensor.name!r} has the value {values[place]} at {place}; {tensor.datatype} {end}")
 
 
-def _shape(tensor: _Tensor, dimensions: int = 8) -> list[int]:
+def _shape(tensor: _Tensor, dimensions: int = _DIMENSIONS) -> list[int]:
     """As much of it as is looked at and told: there may be millions of dimensions."""
     return list(tensor.shape[:dimensions])
 
