@@ -63,8 +63,8 @@ lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 	$(BIN)/python scripts/lock.py $(TORCH)
 
 ##@ Measure it
-.PHONY: bench bench-accuracy bench-serving bench-pool
-bench: bench-accuracy bench-serving bench-pool ## Every benchmark
+.PHONY: bench bench-accuracy bench-serving bench-pool bench-strategies
+bench: bench-accuracy bench-serving bench-pool bench-strategies ## Every benchmark
 
 bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
 	$(BIN)/python -m tests.bench.accuracy --csv docs/benchmarks/vgg16-accuracy.csv
@@ -74,6 +74,9 @@ bench-serving: $(DEV_VENV) ## The service against onnxruntime in a plain loop, o
 
 bench-pool: $(DEV_VENV) ## ScorePool over a million stored embeddings, and cold (3 GB of disk; cold needs CIFAR-10)
 	$(BIN)/python -m tests.bench.bench_pool --csv docs/benchmarks/pool.csv
+
+bench-strategies: $(DEV_VENV) ## One query of each strategy on 50,000 made-up embeddings: CPU seconds and memory
+	$(BIN)/python -m tests.bench.strategies --csv docs/benchmarks/strategies.csv
 
 ##@ Tidy up
 .PHONY: clean clean-state help

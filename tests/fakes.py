@@ -1,6 +1,7 @@
 """Fakes at our own ports: small, honest stand-ins that need no framework and no other process."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from services.common.files import sha256_file
 from services.common.manifest import BackboneInfo, Manifest, Parity
+from services.trainer.calibration import softmax
 from services.trainer.learning import FittedModel, Head, LabelledSamples, SilentWatch, VersionFacts, Watch
 from services.trainer.pool_scorer import Version
 
@@ -96,7 +98,8 @@ class FakeExporter:
     def stage(
         self, model: FittedModel, facts: VersionFacts, extra: dict[str, bytes], folder: Path, watch: Watch
     ) -> Manifest:
-        files = {"model.onnx": repr(model.head.weights.tolist()).encode(), "head.onnx": b"head", **extra}
+        head = json.dumps([model.head.weights.tolist(), model.head.biases.tolist()])
+        files = {"model.onnx": repr(model.head.weights.tolist()).encode(), "head.onnx": head.encode(), **extra}
         for name, content in files.items():
             (folder / name).write_bytes(content)
         manifest = Manifest(
@@ -125,6 +128,10 @@ class FakeExporter:
 
     def probabilities(self, version_dir: Path, ids: Sequence[str]) -> np.ndarray:
         return np.eye(2, dtype=np.float32)[[0] * len(ids)]
+
+    def head(self, version_dir: Path) -> Callable[[np.ndarray], np.ndarray]:
+        weights, biases = (np.array(part, np.float32) for part in json.loads((version_dir / "head.onnx").read_bytes()))
+        return lambda embeddings: softmax(np.einsum("nd,kcd->nkc", embeddings, weights) + biases)
 
 
 class RecordingWatch(SilentWatch):

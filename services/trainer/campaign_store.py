@@ -145,8 +145,12 @@ class CampaignStore(Transactions):
         picks: Sequence[Pick],
         seconds: dict[str, float],
         images_per_second: float | None,
+        selection: Sequence[str] = (),
     ) -> None:
-        """Record what the round asks for; the round then waits for labels."""
+        """Record what the round asks for; the round then waits for labels.
+
+        `selection`: what the strategy says about its choice; kept as the report's entry of that name.
+        """
         scores = [p.score for p in picks if p.score is not None and not p.drawn_at_random]
         with self.writing(lease) as session:
             row = session.get_one(RoundRow, (lease.campaign, round_no))
@@ -167,6 +171,7 @@ class CampaignStore(Transactions):
             row.query_score = sum(scores) / len(scores) if scores else None
             row.images_per_second = images_per_second
             row.seconds = json.dumps(seconds)
+            row.report = json.dumps({"selection": list(selection)} if selection else {})
 
     def picks(self, name: str, round_no: int) -> list[Pick]:
         with self.reading() as session:
@@ -240,7 +245,7 @@ class CampaignStore(Transactions):
             row.state, row.version = "done", done.version
             row.promoted, row.promotion_reason = done.promoted, done.promotion_reason
             row.seconds = json.dumps({**json.loads(row.seconds), **done.seconds})
-            row.report = json.dumps(done.report)
+            row.report = json.dumps({**json.loads(row.report), **done.report})
 
     def count_failure(self, lease: Lease, round_no: int) -> int:
         """How often the round has failed, this time included."""

@@ -10,7 +10,7 @@ from services.trainer.campaign_store import CampaignStore
 from services.trainer.config import CampaignConfig
 from services.trainer.oracle import read_truth
 from services.trainer.sources import ProgressBar, make_source
-from services.trainer.strategies import strategy
+from services.trainer.strategies import strategies, strategy
 
 
 def start_campaign(
@@ -26,12 +26,22 @@ def start_campaign(
     `taken`: names that the registry holds already. Raises BadConfig; nothing is created then, apart from a source
     that the next try finds ready.
     """
-    strategy(config.strategy)
-    if strategy(config.initial.strategy).acquisition is not None:
-        raise BadConfig(f"initial.strategy {config.initial.strategy!r} needs a trained model; use random or k_center")
+    check_strategies(config)
     source = make_source(config.source, data_dir, sources_dir, progress)
     _check(config, source, sources_dir)
     return store.create(config, source.source_id, source.classes, taken)
+
+
+def check_strategies(config: CampaignConfig) -> None:
+    """Raises BadConfig when a strategy is unknown, or asks for more than the campaign will have."""
+    if strategy(config.initial.strategy).needs_model:
+        usable = ", ".join(name for name, it in strategies().items() if not it.needs_model)
+        raise BadConfig(f"initial.strategy {config.initial.strategy!r} needs a trained model; use one of: {usable}")
+    if strategy(config.strategy).needs_committee and config.learner.committee_size < 2:
+        raise BadConfig(
+            f"strategy {config.strategy!r} compares the members of a committee, and this learner fits a single model; "
+            "use margin"
+        )
 
 
 def _check(config: CampaignConfig, source: Source, sources_dir: Path) -> None:

@@ -85,6 +85,11 @@ class LearnerConfig(_Section):
     mirror: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @property
+    def committee_size(self) -> int:
+        """Members of the models that this learner fits."""
+        return 1
+
 
 class InitialConfig(_Section):
     strategy: str = "random"

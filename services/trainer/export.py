@@ -21,6 +21,7 @@ from services.common.manifest import (
     VariantCheck,
     VariantKind,
 )
+from services.trainer.calibration import softmax
 from services.trainer.learning import FittedModel, VersionFacts, Watch
 from services.trainer.onnx_graph import head_graph, model_graph
 from services.trainer.parity import check_parity, session
@@ -85,6 +86,10 @@ class OnnxExporter:
         ]
         classes = network.get_outputs()[0].shape[1]
         return np.concatenate(parts) if parts else np.empty((0, classes), np.float32)
+
+    def head(self, version_dir: Path) -> Callable[[np.ndarray], np.ndarray]:
+        network = session(version_dir / HEAD_FILE, self._threads)
+        return lambda embeddings: softmax(network.run(["logits"], {"embedding": embeddings})[0])
 
 
 def providers() -> list[str]:

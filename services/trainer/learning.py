@@ -124,3 +124,6 @@ class Exporter(Protocol):
 
     def probabilities(self, version_dir: Path, ids: Sequence[str]) -> np.ndarray:
         """What a published version says about samples: float32 (N, C). For the promotion rule."""
+
+    def head(self, version_dir: Path) -> Callable[[np.ndarray], np.ndarray]:
+        """A published version's head: embeddings float32 (N, D) -> its members' probabilities (N, K, C)."""

@@ -26,7 +26,7 @@ from services.trainer.learning import Exporter, FittedModel, LabelledSamples, Le
 from services.trainer.oracle import Oracle
 from services.trainer.pool import Pool
 from services.trainer.pool_scorer import PoolScorer, Version
-from services.trainer.strategies import ScoredPool, strategy
+from services.trainer.strategies import Kept, ScoredPool, strategy
 
 log = structlog.get_logger()
 
@@ -54,6 +54,8 @@ class Tools:
     scorer: PoolScorer
     learner: Learner
     exporter: Exporter
+    # What strategies compute from embeddings alone, between rounds.
+    kept: Kept = field(default_factory=Kept)
 
 
 @dataclass
@@ -87,6 +89,8 @@ class RoundRunner:
         self._lease = lease
         self._watch = watch
         self._on_step = on_step
+        # What the strategy has to say about the batch, for the round's record.
+        self._told: list[str] = []
 
     # ---- select_batch --------------------------------------------------------------------------------
 
@@ -101,6 +105,7 @@ class RoundRunner:
 
     def _score_and_pick(self, current: Round) -> None:
         clock = _Stopwatch()
+        self._told.clear()
         pool = self._store.pool(self._campaign.name, self._tools.pool_ids)
         wanted = self._wanted(pool, current.round_no)
         if not wanted:
@@ -112,8 +117,10 @@ class RoundRunner:
         self._begin("pick", current.round_no)
         with clock.phase("pick"):
             picks = self._pick(scored, wanted, current.round_no)
+        for sentence in self._told:
+            log.info("batch_chosen", campaign=self._campaign.name, round=current.round_no, how=sentence)
         rate = len(scored.ids) / clock.seconds["score"] if scored.scores is not None else None
-        self._store.save_picks(self._lease, current.round_no, picks, clock.seconds, rate)
+        self._store.save_picks(self._lease, current.round_no, picks, clock.seconds, rate, self._told)
 
     def _wanted(self, pool: Pool, round_no: int) -> int:
         """Labels that the round buys. Imported ones are paid for from the same budget, so the last rounds buy fewer."""
@@ -132,10 +139,30 @@ class RoundRunner:
         def embeddings(ids: Sequence[str]) -> np.ndarray:
             return self._tools.scorer.embeddings(at, ids, self._watch)
 
-        def look() -> None:
-            self._watch.progress("pick", 0, 0)
+        head: list[Callable[[np.ndarray], np.ndarray]] = []
 
-        return ScoredPool(pool.unlabelled, pool.labelled, scores, embeddings, look)
+        def classify(rows: np.ndarray) -> np.ndarray:
+            if not head:  # read for the strategies that ask, and for them once
+                head.append(self._tools.exporter.head(self._registry.version_dir(at.campaign, at.version)))
+            return head[0](rows)
+
+        return ScoredPool(
+            ids=pool.unlabelled,
+            labelled=pool.labelled,
+            scores=scores,
+            embeddings=embeddings,
+            classify=classify,
+            labelled_classes=self._known_classes(pool.labelled),
+            class_count=len(self._campaign.classes),
+            embedding_key=f"{at.embedding_id}/{at.source_id}",
+            kept=self._tools.kept,
+            look=lambda: self._watch.progress("pick", 0, 0),
+            tell=self._told.append,
+        )
+
+    def _known_classes(self, labelled: tuple[str, ...]) -> np.ndarray:
+        class_of = {label.sample_id: label.class_index for label in self._store.labels(self._campaign.name)}
+        return np.array([class_of.get(i, -1) for i in labelled], np.int64)
 
     def _pick(self, scored: ScoredPool, wanted: int, round_no: int) -> list[Pick]:
         """The strategy's batch, with a share drawn at random: the rows that may decide on promotion."""
@@ -151,6 +178,7 @@ class RoundRunner:
             scored,
             ids=tuple(scored.ids[i] for i in rest),
             labelled=(*scored.labelled, *drawn),
+            labelled_classes=np.append(scored.labelled_classes, np.full(len(drawn), -1)),
             scores=None if scored.scores is None else scored.scores[rest],
         )
         chosen = strategy(name).pick(remaining, budget - random_count, rng) if budget > random_count else []

@@ -22,6 +22,7 @@ from services.trainer.pool_scorer import GrpcPoolScorer, Version
 from services.trainer.reporting import write_campaign_report
 from services.trainer.rounds import OnStep, Tools, ignore_step
 from services.trainer.settings import Settings
+from services.trainer.strategies import Kept
 from services.trainer.task_runner import TaskRunner
 from services.trainer.variants import Variants
 from services.trainer.wiring import open_stores, settings
@@ -71,6 +72,7 @@ class _Toolbox:
     def __init__(self, config: Settings, registry: Registry) -> None:
         self._config = config
         self._registry = registry
+        self._kept = Kept()
         self._scorer = GrpcPoolScorer(
             config.inference_address, config.embeddings_dir, config.scoring_parallelism, config.inference_access
         )
@@ -110,6 +112,7 @@ class _Toolbox:
                 config.thread_count,
                 Variants(campaign.config.export.variants, pool_ids, samples.images, config.thread_count),
             ),
+            kept=self._kept,
         )
 
 

@@ -5,6 +5,6 @@ for the pick. Batches are the top scores, as in most studies; nothing keeps near
 CIFAR-10 with frozen features it is worse than random sampling.
 """
 
-from services.trainer.strategies.core import Strategy, pick_highest
+from services.trainer.strategies.core import by_score
 
-LEAST_CONFIDENCE = Strategy("least_confidence", pick_highest, acquisition="least_confidence")
+LEAST_CONFIDENCE = by_score("least_confidence")

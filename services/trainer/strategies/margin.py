@@ -5,6 +5,6 @@ scores, O(N) for the pick. Batches are the top scores; of the plain uncertainty 
 rarely worse than random sampling.
 """
 
-from services.trainer.strategies.core import Strategy, pick_highest
+from services.trainer.strategies.core import by_score
 
-MARGIN = Strategy("margin", pick_highest, acquisition="margin")
+MARGIN = by_score("margin")

@@ -8,6 +8,7 @@ import pytest
 from services.common.errors import DamagedArtefact
 from services.common.files import sha256_file
 from services.common.manifest import read_manifest
+from services.trainer.calibration import softmax
 from services.trainer.export import OnnxExporter
 from services.trainer.heads import zero_head
 from services.trainer.learning import FittedModel, VersionFacts
@@ -64,6 +65,18 @@ def test_probabilities_of_a_published_version_follow_the_ids(exporter, model, im
     expected = model.head.probabilities(mean_of_pixels(images[[200, 3, 3]]))
     np.testing.assert_allclose(exporter.probabilities(folder, ids), expected, atol=1e-5)
     assert exporter.probabilities(folder, []).shape == (0, 4)
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_head_of_a_published_version_answers_for_each_member(exporter, model, images, tmp_path, members):
+    head = random_head(members)
+    folder = tmp_path / "birds" / "2"
+    exporter.stage(replace(model, head=head), FACTS, {}, folder, CountingWatch())
+    embeddings = mean_of_pixels(images[:9]) / 100
+    found = exporter.head(folder)(embeddings)
+    assert found.shape == (9, members, 4)
+    np.testing.assert_allclose(found, softmax(head.logits(embeddings)), atol=1e-5)
+    np.testing.assert_allclose(found.mean(axis=1), head.probabilities(embeddings), atol=1e-5)
 
 
 def test_a_graph_that_is_not_the_network_is_never_staged(exporter, model, tmp_path):

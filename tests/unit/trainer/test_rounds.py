@@ -1,16 +1,19 @@
 """The story of a round over a real database and a real registry, with fakes at the ports to inference and torch."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from services.common.errors import Conflict, DamagedArtefact, LeaseLost
+from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
 from services.trainer.leases import LeaseStore
 from services.trainer.oracle import SimulatedOracle
 from services.trainer.rounds import PROMOTE, STEPS, RoundRunner, Tools
+from services.trainer.strategies import STRATEGIES, Kept, Strategy
 from tests.fakes import FakeExporter, FakeLearner, FakeScorer, RecordingWatch
 from tests.unit.trainer.conftest import make_config
 
@@ -253,3 +256,70 @@ def test_a_stop_is_felt_inside_a_step(store, leases, registry, make_runner, camp
         runner.train_round(1)
     assert registry.versions(campaign.name) == [1]
     assert len(store.labels(campaign.name)) == 10  # bought labels are kept
+
+
+DIVERSE = ["badge", "class_balanced", "cluster_margin", "drop_query", "k_center", "typiclust", "prob_cover"]
+
+
+@pytest.mark.parametrize("name", DIVERSE)
+def test_a_worker_that_starts_anew_before_every_round_buys_the_same(name, engine, tmp_path, pool, tools):
+    """What strategies keep between rounds lies in a worker's memory: losing it must not change a batch."""
+
+    def bought(folder, fresh_each_round):
+        registry, engine = Registry(tmp_path / folder), open_database(f"sqlite:///{tmp_path}/{folder}.db")
+        store, leases = CampaignStore(engine), LeaseStore(engine)
+        campaign = store.create(make_config(strategy=name), "source", ["cat", "dog"])
+        used = tools
+
+        def make(watch=None):
+            nonlocal used
+            used = replace(used, kept=Kept()) if fresh_each_round else used
+            lease = leases.take_lease(campaign.name, "me", 30)
+            return RoundRunner(store, registry, campaign, used, lease, RecordingWatch()), lease
+
+        run_rounds(store, leases, make, campaign.name, 3)
+        return [label.sample_id for label in store.labels(campaign.name)]
+
+    assert bought("kept", False) == bought("lost", True)
+
+
+def test_the_head_is_read_for_strategies_that_ask_and_once_a_round(store, leases, registry, tools, monkeypatch):
+    read = []
+    head = tools.exporter.head
+    monkeypatch.setattr(tools.exporter, "head", lambda folder: read.append(folder.name) or head(folder))
+    for strategy_name, expected in (("margin", []), ("class_balanced", ["2", "3"])):
+        campaign = store.create(make_config(strategy=strategy_name), "source", ["cat", "dog"])
+
+        def make(watch=None, campaign=campaign):
+            lease = leases.take_lease(campaign.name, "me", 30)
+            return RoundRunner(store, registry, campaign, tools, lease, RecordingWatch()), lease
+
+        run_rounds(store, leases, make, campaign.name, 3)
+        assert read == expected  # the newest published version each time
+
+
+def test_a_strategy_gets_the_classes_of_what_was_bought_and_of_nothing_else(
+    store, leases, make_runner, tools, campaign
+):
+    seen = []
+
+    def spy(pool, budget, rng):
+        seen.append(pool)
+        pool.tell(f"took the first {budget}")
+        return list(pool.ids[:budget])
+
+    run_rounds(store, leases, make_runner, campaign.name, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STRATEGIES, "margin", Strategy("margin", spy))
+        run_rounds(store, leases, make_runner, campaign.name, 2)
+    (pool,) = seen
+    bought = [label.sample_id for label in store.labels(campaign.name, up_to_round=1)]
+    assert list(pool.labelled[:10]) == bought
+    assert pool.labelled_classes[:10].tolist() == [tools.oracle.answers([i])[0].class_index for i in bought]
+    # The tenth of the batch that was drawn at random: it will be bought, and nobody knows its class yet.
+    assert pool.labelled_classes[10:].tolist() == [-1]
+    assert not set(pool.ids) & set(pool.labelled)
+    # What it says is in the round's report, beside what the round found out.
+    report = store.round(campaign.name, 2).report
+    assert report["selection"] == ["took the first 9"]
+    assert report["labels"] == 20
