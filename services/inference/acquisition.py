@@ -97,10 +97,7 @@ ACQUISITIONS: dict[str, Acquisition] = {
 def acquisition_named(name: str) -> Acquisition:
     """Raises BadRequest, naming what there is."""
     if name not in ACQUISITIONS:
-        raise BadRequest(
-            f"no acquisition function {shown(name)}; {did_you_mean(name, ACQUISITIONS)} "
-            f"(all: {', '.join(ACQUISITIONS)})"
-        )
+        raise BadRequest(f"no acquisition function {shown(name)}; {did_you_mean(name, ACQUISITIONS)}")
     return ACQUISITIONS[name]
 
 
