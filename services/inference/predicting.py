@@ -106,8 +106,8 @@ class Predictor:
             outputs = await desk.batcher.predict(model, pixels, deadline, priority)
         desk.images.inc(len(images))
         if desk.confidence:
-            for value in outputs.probabilities.max(axis=1).tolist():
-                desk.confidence.observe(value)
+            for row in outputs.probabilities.tolist():
+                desk.confidence.observe(max(row))
         return outputs
 
     def _desk(self, model: Model) -> "_Desk":

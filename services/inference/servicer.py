@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+import numpy as np
 
 from services.common.errors import BadRequest
 from services.common.pb import (
@@ -31,6 +32,7 @@ from services.inference.watching import Seen, Watchers
 _Context = grpc.aio.ServicerContext[Any, Any]
 # Hashed on the event loop, at about 1 GB a second; more than this in a thread.
 _INLINE_HASH_BYTES = 256 * 1024
+_SORTED_IN_PYTHON = 64
 
 
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
@@ -132,11 +134,9 @@ def _query(request: prediction_pb2.PredictRequest, context: _Context) -> Query:
 
 def _prediction(model: Model, answer: Answer, request: prediction_pb2.PredictRequest) -> prediction_pb2.PredictResponse:
     labels = model.manifest.classes
-    # Stable, so that equal probabilities come in the order of the classes.
-    order = (-answer.outputs.probabilities).argsort(axis=1, kind="stable")[:, : request.top_k or None].tolist()
-    probabilities = (
-        answer.outputs.probabilities.tolist()
-    )  # Python's numbers: several times as fast to put into messages
+    order = _most_probable(answer.outputs.probabilities, request.top_k or len(labels))
+    # Python's numbers are several times as fast to put into messages as numpy's.
+    probabilities = answer.outputs.probabilities.tolist()
     predictions = [
         prediction_pb2.Prediction(
             classes=[
@@ -152,6 +152,15 @@ def _prediction(model: Model, answer: Answer, request: prediction_pb2.PredictReq
     return prediction_pb2.PredictResponse(
         model=facts.campaign, version=facts.version, round=facts.round, predictions=predictions
     )
+
+
+def _most_probable(probabilities: np.ndarray, count: int) -> list[list[int]]:
+    """(N, C) -> for each row its `count` most probable classes; equal ones come in the order of the classes."""
+    if probabilities.shape[1] > _SORTED_IN_PYTHON:
+        order: list[list[int]] = (-probabilities).argsort(axis=1, kind="stable")[:, :count].tolist()
+        return order
+    # numpy lets go of the interpreter's lock to sort ten numbers, and waits 80 µs to get it back (measured).
+    return [sorted(range(len(row)), key=row.__getitem__, reverse=True)[:count] for row in probabilities.tolist()]
 
 
 async def _add_ids(

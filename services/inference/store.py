@@ -87,9 +87,9 @@ class ModelStore:
 
     async def hold(self, name: str, version: int) -> Held:
         """Raises as `lease` does."""
-        # What most calls ask for needs no look at the registry: the version that answers, in memory.
-        active = self._active.get(name)
-        if active and version in (0, active) and (held := self._loaded.hold((name, active))):
+        # What most calls ask for needs no look at the registry: a version that is in memory.
+        wanted = version or self._active.get(name)
+        if wanted and name in self.answering and (held := self._loaded.hold((name, wanted))):
             return held
         return await self._loaded.hold_loaded(await self._resolve(name, version))
 

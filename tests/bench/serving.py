@@ -7,6 +7,8 @@ medians over the rounds.
 
 CPU / raw   CPU seconds an input of the server process over the bound's: hardly moved by what else the machine does
 wall / raw  inputs a second over the bound's
+floor       CPU / raw of the bound with nothing but an empty method of grpc.aio around it, called with the same message
+            at the bound's pace: the least that a server on grpc.aio can have
 """
 
 import argparse
@@ -15,9 +17,12 @@ import csv
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +42,7 @@ from services.trainer.plain_models import import_plain
 from services.trainer.settings import Settings
 from services.trainer.sources import make_source
 from tests.bench.backbone import CAMPAIGN, publish_backbone
+from tests.bench.echo import METHOD
 from tests.bench.peers_model import NAME, SIZE, export_peers_model
 from tests.tiny_models import Folders, running_inference
 
@@ -91,8 +97,15 @@ class Subject:
 
     bound: Bound
     call: Callable[[grpc.aio.Channel], Call]
+    # What a call sends.
+    message: bytes
     rows: dict[int, Row] = field(default_factory=dict)
     raw: list[tuple[float, float, float]] = field(default_factory=list)
+    # CPU seconds of an empty call, by callers.
+    floor: dict[int, list[float]] = field(default_factory=dict)
+
+    def floor_over_raw(self, callers: int) -> float:
+        return 1 + statistics.median(self.floor[callers]) / statistics.median(cpu for cpu, _, _ in self.raw)
 
 
 def publish_model(folders: Folders) -> tuple[Path, list[bytes], np.ndarray]:
@@ -124,18 +137,20 @@ def predict_calls(encoded: list[bytes]) -> Callable[[grpc.aio.Channel], Call]:
     return calls
 
 
-def infer_calls(model: str, name: str, datatype: str, inputs: np.ndarray) -> Callable[[grpc.aio.Channel], Call]:
+def infer_requests(model: str, name: str, datatype: str, inputs: np.ndarray) -> list[bytes]:
     """ModelInfer with one input a call, raw. Serialised beforehand: the callers' core is not what is measured."""
     pb = open_inference_pb2
     tensor = pb.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=(1, *inputs.shape[1:]))
     # Version 1, since a backbone with a zero head is never promoted.
-    requests = [
+    return [
         pb.ModelInferRequest(
             model_name=model, model_version="1", inputs=[tensor], raw_input_contents=[row.tobytes()]
         ).SerializeToString()
         for row in inputs
     ]
 
+
+def infer_calls(requests: list[bytes]) -> Callable[[grpc.aio.Channel], Call]:
     def calls(channel: grpc.aio.Channel) -> Call:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         return lambda number: infer(requests[number % len(requests)], timeout=30)
@@ -143,8 +158,11 @@ def infer_calls(model: str, name: str, datatype: str, inputs: np.ndarray) -> Cal
     return calls
 
 
-async def load(call: Call, callers: int, seconds: float) -> tuple[int, float, list[float]]:
-    """Answers, seconds and the latency of each, with `callers` that each wait for their answer before the next."""
+async def load(call: Call, callers: int, seconds: float, pause: float = 0.0) -> tuple[int, float, list[float]]:
+    """Answers, seconds and the latency of each, with `callers` that each wait for their answer before the next.
+
+    `pause`: seconds between an answer and the next call.
+    """
     latencies: list[float] = []
     began = time.perf_counter()
 
@@ -154,6 +172,8 @@ async def load(call: Call, callers: int, seconds: float) -> tuple[int, float, li
             await call(number)
             latencies.append(time.perf_counter() - sent)
             number += callers
+            if pause:
+                await asyncio.sleep(pause)
 
     await asyncio.gather(*(caller(number) for number in range(callers)))
     return len(latencies), time.perf_counter() - began, latencies
@@ -165,8 +185,37 @@ def cpu_seconds(process: psutil.Process) -> float:
     return sum(t.user + t.system for t in times)
 
 
+@contextmanager
+def echo_server() -> Iterator[tuple[str, psutil.Process]]:
+    """Its address and process, on the core that this one is bound to."""
+    process = subprocess.Popen([sys.executable, "-m", "tests.bench.echo"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"127.0.0.1:{int(process.stdout.readline())}", psutil.Process(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def measure_floor(address: str, server: psutil.Process, subject: "Subject", seconds: float) -> None:
+    """CPU seconds of an empty call, for each number of callers, at the pace of the bound."""
+    _, speed, _ = subject.raw[-1]
+    async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        empty = channel.unary_unary(METHOD)
+        for callers in CALLERS:
+            before = cpu_seconds(server)
+            answers, _, _ = await load(lambda _: empty(subject.message), callers, seconds, pause=callers / speed)
+            subject.floor.setdefault(callers, []).append((cpu_seconds(server) - before) / answers)
+
+
 async def measure(
-    address: str, pid: int, subjects: dict[str, Subject], cores: tuple[int, int], rounds: int, seconds: float
+    address: str,
+    pid: int,
+    echo: tuple[str, psutil.Process],
+    subjects: dict[str, "Subject"],
+    cores: tuple[int, int],
+    rounds: int,
+    seconds: float,
 ) -> None:
     """Fill the subjects' rows."""
     server = psutil.Process(pid)
@@ -193,6 +242,7 @@ async def measure(
                         row.p50_ms.append(1000 * float(np.percentile(latencies, 50)))
                         row.p99_ms.append(1000 * float(np.percentile(latencies, 99)))
                         bars.advance(bar)
+                    await measure_floor(*echo, subject, seconds / 2)
 
 
 def show(subjects: dict[str, Subject], rounds: int) -> list[list[str]]:
@@ -202,6 +252,7 @@ def show(subjects: dict[str, Subject], rounds: int) -> list[list[str]]:
             kind,
             str(callers),
             f"{statistics.median(row.cpu):.2f}",
+            f"{subject.floor_over_raw(callers):.2f}",
             _goal(GOALS_CPU, kind, callers),
             f"{statistics.median(row.wall):.2f}",
             _goal(GOALS_WALL, kind, callers),
@@ -229,7 +280,7 @@ def show(subjects: dict[str, Subject], rounds: int) -> list[list[str]]:
 PEERS, OWN, JPEG = "ModelInfer, peers' model", "ModelInfer, our contract, pixels", "Predict, JPEG bytes"
 GOALS_CPU = {(PEERS, 1): 1.4, (PEERS, 8): 1.15, (PEERS, 32): 1.15, (JPEG, 8): 1.25, (JPEG, 32): 1.25}
 GOALS_WALL = {(PEERS, 8): 0.92, (PEERS, 32): 0.92}
-_COLUMNS = ("call", "callers", "CPU / raw", "goal", "wall / raw", "goal", "p50 ms", "p99 ms")
+_COLUMNS = ("call", "callers", "CPU / raw", "floor", "goal", "wall / raw", "goal", "p50 ms", "p99 ms")
 
 
 def _goal(goals: dict[tuple[str, int], float], kind: str, callers: int) -> str:
@@ -262,15 +313,19 @@ def main() -> None:
         rows = np.random.default_rng(0).normal(size=(64, 3, SIZE, SIZE)).astype(np.float32)
         os.sched_setaffinity(0, {cores[0]})  # what is started now inherits it
         own = Bound(graph, pixels)
+        floats = infer_requests(NAME, "input", "FP32", rows)
+        images = infer_requests(CAMPAIGN, "image", "UINT8", pixels)
         subjects = {
-            PEERS: Subject(Bound(peers, rows), infer_calls(NAME, "input", "FP32", rows)),
-            OWN: Subject(own, infer_calls(CAMPAIGN, "image", "UINT8", pixels)),
-            JPEG: Subject(own, predict_calls(encoded)),
+            PEERS: Subject(Bound(peers, rows), infer_calls(floats), floats[0]),
+            OWN: Subject(own, infer_calls(images), images[0]),
+            JPEG: Subject(own, predict_calls(encoded), encoded[0]),
         }
-        with running_inference(folders, INFERENCE_THREADS="1", INFERENCE_POLL_SECONDS="1") as server:
-            asyncio.run(
-                measure(server.address, server.process.pid, subjects, (cores[0], cores[1]), given.rounds, given.seconds)
-            )
+        with (
+            echo_server() as echo,
+            running_inference(folders, INFERENCE_THREADS="1", INFERENCE_POLL_SECONDS="1") as server,
+        ):
+            both = cores[0], cores[1]
+            asyncio.run(measure(server.address, server.process.pid, echo, subjects, both, given.rounds, given.seconds))
     table = show(subjects, given.rounds)
     if given.csv:
         with given.csv.open("w", newline="") as file:
