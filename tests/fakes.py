@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,9 +79,11 @@ class FakeLearner:
         means = np.stack([embeddings[labelled.classes == c].mean(axis=0) for c in range(class_count)])
         biases = -0.5 * (means**2).sum(axis=1)
         head = Head("linear", np.zeros(4), np.ones(4), means[None], biases[None])
-        right = head.probabilities(embeddings).argmax(axis=1) == labelled.classes
+        predicted = head.probabilities(embeddings).argmax(axis=1)
+        right = predicted == labelled.classes
         random_rows = [i for i, drawn in enumerate(labelled.drawn_at_random) if drawn]
-        return self._model(head, {labelled.ids[i]: bool(right[i]) for i in random_rows})
+        model = self._model(head, {labelled.ids[i]: bool(right[i]) for i in random_rows})
+        return replace(model, out_of_fold_classes={labelled.ids[i]: int(predicted[i]) for i in random_rows})
 
     def probabilities(self, model: FittedModel, ids: Sequence[str], watch: Watch) -> np.ndarray:
         return model.head.probabilities(self._pool.embeddings(ids))

@@ -254,12 +254,21 @@ class CampaignStore(Transactions):
             row.failures += 1
             return row.failures
 
-    def finish(self, lease: Lease, reason: str) -> None:
+    def untrained(self, name: str, newest_round: int) -> bool:
+        """Have labels been imported that are for a round after `newest_round`?"""
+        with self.reading() as session:
+            return _untrained(session, name, newest_round)
+
+    def finish(self, lease: Lease, reason: str, newest_round: int) -> bool:
+        """False, and nothing changes, when labels were imported just now that no round has trained on."""
         with self.writing(lease) as session:
+            if _untrained(session, lease.campaign, newest_round):
+                return False
             row = session.get_one(CampaignRow, lease.campaign)
             if row.state == "running":
                 row.state, row.reason = "finished", reason
             session.execute(delete(ProgressRow).where(ProgressRow.campaign == lease.campaign))
+            return True
 
     # ---- progress ------------------------------------------------------------------------------------
 
@@ -280,6 +289,11 @@ class CampaignStore(Transactions):
             if r is None:
                 return None
             return Progress(r.campaign, r.round_no, r.phase, r.done, r.total, r.started_at, r.updated_at)
+
+
+def _untrained(session: Session, name: str, newest_round: int) -> bool:
+    later = select(LabelRow.id).where(LabelRow.campaign == name, LabelRow.round_no > newest_round)
+    return session.scalar(later.limit(1)) is not None
 
 
 def _next_name(session: Session, base: str, taken: Collection[str]) -> str:

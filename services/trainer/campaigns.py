@@ -8,7 +8,7 @@ from services.common.samples import Source
 from services.trainer.campaign import Campaign
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.config import CampaignConfig
-from services.trainer.oracle import read_truth
+from services.trainer.oracle import mistakes, read_truth
 from services.trainer.sources import ProgressBar, make_source
 from services.trainer.strategies import strategies, strategy
 
@@ -57,3 +57,4 @@ def _check(config: CampaignConfig, source: Source, sources_dir: Path) -> None:
     if len(source.classes) < 2:
         raise BadConfig(f"the source has {len(source.classes)} class; a classifier needs two")
     read_truth(sources_dir, source)
+    mistakes(config.oracle, config.seed, source.classes)

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,14 +18,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.common.errors import Conflict, QuerentError
+from services.common.errors import BadRequest, Conflict, QuerentError
 from services.common.observability import configure_logging
 from services.trainer import labels_cli, models_cli, wiring
 from services.trainer.campaign import AT_REST, Campaign
 from services.trainer.config import load_config
 from services.trainer.follow import follow, progress_bars
+from services.trainer.report.content import Outlook
 from services.trainer.report.table import rounds_table
-from services.trainer.reporting import report_rows, write_campaign_report
+from services.trainer.reporting import outlook_of, report_rows, slices_of, write_campaign_report
+from services.trainer.stopping import forecast
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,14 +131,23 @@ def _follow(name: str) -> None:
 def status(
     campaign: MaybeCampaignName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="How many more labels for this accuracy, as in 75%; may be given several times."),
+    ] = None,
 ) -> None:
-    """Where a campaign stands: state, progress, rounds and the promoted version."""
+    """Where a campaign stands: state, progress, rounds, the promoted version, and how many more labels it needs.
+
+    Example: al-trainer status pets-1 --target 75%
+    """
     found = _named(campaign)
+    targets = [_share(it) for it in target or []]
     settings = wiring.settings()
     stores = wiring.open_stores(settings)
     progress = stores.campaigns.progress(found.name)
     current = stores.registry.current(found.name)
     rounds = [r for r in stores.campaigns.rounds(found.name) if r.state == "done"]
+    slices = slices_of(rounds)
     if as_json:
         value = {
             "name": found.name,
@@ -147,6 +159,8 @@ def status(
                 {"round": r.round_no, "version": r.version, "promoted": r.promoted, **_numbers(r.report)}
                 for r in rounds
             ],
+            "stopping": rounds[-1].report.get("stopping", {}) if rounds else {},
+            "forecasts": [asdict(forecast(slices, it)) for it in targets],
         }
         print(json.dumps(value))
         return
@@ -159,6 +173,26 @@ def status(
     rows = report_rows(stores.campaigns, found.name)
     if rows:
         console.print(rounds_table(rows))
+    if targets or slices:
+        _show_outlook(outlook_of(found.config, rounds, targets))
+
+
+def _show_outlook(outlook: Outlook) -> None:
+    lines = [f"{target} on randomly drawn rows: {told}" for target, told in outlook.forecasts.items()]
+    lines += [f"stopping by {rule}: {told}" for rule, told in outlook.standings.items()]
+    for line in [*lines, outlook.cost]:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _share(given: str) -> float:
+    """0.75 for "75%" and for "0.75"."""
+    try:
+        share = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise BadRequest(f"{given!r} is not an accuracy; give one between 0% and 100%, such as 75% or 0.75")
+    return share
 
 
 def _numbers(report: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A campaign's configuration: one YAML file, checked whole before anything starts."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -107,6 +107,57 @@ class ExportConfig(_Section):
     variants: tuple[VariantKind, ...] = ()
 
 
+class PlateauConfig(_Section):
+    # Enough when accuracy rises by less than this over that many rounds; 0.01 is one point.
+    gain: float = Field(gt=0, lt=1)
+    rounds: int = Field(default=3, ge=1)
+
+
+class KappaConfig(_Section):
+    # Enough when the mean agreement (Cohen's kappa) of each round with the one before is above this.
+    above: float = Field(gt=0, lt=1)
+    rounds: int = Field(default=3, ge=1)
+
+
+class ExpectedGainConfig(_Section):
+    # Enough when the next batch is expected to raise accuracy by less than this.
+    below: float = Field(gt=0, lt=1)
+
+
+class StoppingConfig(_Section):
+    """Reasons to stop before the budget is spent, all decided on randomly drawn labelled rows; none by default."""
+
+    target_accuracy: float | None = Field(default=None, gt=0, lt=1)
+    plateau: PlateauConfig | None = None
+    kappa: KappaConfig | None = None
+    expected_gain: ExpectedGainConfig | None = None
+    # Of the one-sided bounds that must pass; 0.5 takes the estimates as they are. Kappa has no bound.
+    confidence: float = Field(default=0.95, ge=0.5, lt=1)
+
+    @property
+    def asked(self) -> bool:
+        return any(it is not None for it in (self.target_accuracy, self.plateau, self.kappa, self.expected_gain))
+
+
+class OracleConfig(_Section):
+    """The simulated oracle's mistakes."""
+
+    # Share of the answers that are wrong (kind "pairs": of those about a class that has a pair).
+    noise: float = Field(default=0.0, ge=0, lt=1)
+    # "symmetric": any other class, all alike. "pairs": a class is taken for one other, as in {cat: dog}.
+    kind: Literal["symmetric", "pairs"] = "symmetric"
+    pairs: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pairs_where_used(self) -> "OracleConfig":
+        if (self.kind == "pairs") != bool(self.pairs):
+            raise ValueError("kind 'pairs' and the pairs themselves, such as {cat: dog}, go together")
+        same = [name for name, other in self.pairs.items() if name == other]
+        if same:
+            raise ValueError(f"class {same[0]!r} is paired with itself, which is no mistake")
+        return self
+
+
 class CampaignConfig(_Section):
     name: str
     seed: int = Field(default=0, ge=0)
@@ -116,9 +167,11 @@ class CampaignConfig(_Section):
     strategy: str = "margin"
     initial: InitialConfig
     rounds: RoundsConfig
-    # Share of every batch drawn at random: the only rows that promotion and calibration look at.
+    # Share of every batch drawn at random: the only rows that promotion, calibration and stopping look at.
     random_share: float = Field(default=0.1, ge=0, le=1)
     promotion: Literal["not_worse", "always", "manual"] = "not_worse"
+    stopping: StoppingConfig = StoppingConfig()
+    oracle: OracleConfig = OracleConfig()
     export: ExportConfig = ExportConfig()
 
     @field_validator("name")
@@ -129,6 +182,13 @@ class CampaignConfig(_Section):
                 f"use a-z, 0-9 and -, at most {_MAX_BASE_NAME} characters, starting with a letter or digit"
             )
         return name
+
+    @model_validator(mode="after")
+    def _something_to_decide_on(self) -> "CampaignConfig":
+        drawn = self.random_share > 0 or "random" in (self.initial.strategy, self.strategy)
+        if self.stopping.asked and not drawn:
+            raise ValueError("stopping decides on randomly drawn labels and there are none; set random_share above 0")
+        return self
 
     @property
     def budget(self) -> int:
@@ -187,7 +247,10 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = CampaignConfig
     for part in location:
         field = section.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        # A section may be left out: `PlateauConfig | None`.
+        options = () if field is None else (field.annotation, *get_args(field.annotation))
+        sections = [it for it in options if isinstance(it, type) and issubclass(it, BaseModel)]
+        if not sections:
             return []
-        section = field.annotation
+        section = sections[0]
     return list(section.model_fields)

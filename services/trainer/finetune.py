@@ -17,6 +17,7 @@ from services.trainer.heads import (
     ABSENT_BIAS,
     calibrated_temperature,
     known_in_other_folds,
+    random_classes,
     random_rows,
     require_learnable,
     stratified_folds,
@@ -63,13 +64,14 @@ class FinetuneLearner:
         images = in_parts(self._images, labelled.ids, _IMAGES_AT_ONCE, "read", watch)
         use_threads(self._threads)
         fits = _Fits(self._backbone, self._config, images, labelled, class_count, seed, watch)
-        temperature, out_of_fold = fits.out_of_fold()
+        temperature, out_of_fold, classes = fits.out_of_fold()
         network = fits.train(np.ones(len(labelled), bool))
         head = _linear_head(network, temperature)
         notes = {"epochs": float(self._config.epochs), "trainings": float(fits.planned)}
         if out_of_fold:
             notes["out_of_fold_accuracy"] = float(np.mean(list(out_of_fold.values())))
-        return self._fitted(network, head, out_of_fold, notes, watch)
+        model = self._fitted(network, head, out_of_fold, notes, watch)
+        return replace(model, out_of_fold_classes=classes)
 
     def probabilities(self, model: FittedModel, ids: Sequence[str], watch: Watch) -> np.ndarray:
         if not len(ids):
@@ -143,8 +145,10 @@ class _Fits:
         self.planned = len(self._folds) + 1
         self._begun = 0
 
-    def out_of_fold(self) -> tuple[float, dict[str, bool]]:
-        """The temperature and the correctness of the randomly drawn rows, each from a network that never saw it."""
+    def out_of_fold(self) -> tuple[float, dict[str, bool], dict[str, int]]:
+        """The temperature, and correctness and predicted class of the randomly drawn rows, each from a network that
+        never saw it.
+        """
         labelled, fold_of = self._labelled, self._fold_of
         logits = np.zeros((len(labelled), self._class_count))
         for fold in self._folds:
@@ -156,7 +160,8 @@ class _Fits:
             logits[np.ix_(here, absent)] = ABSENT_BIAS
         judged = known_in_other_folds(labelled.classes, fold_of)
         right = logits.argmax(axis=1) == labelled.classes
-        return calibrated_temperature(logits, judged, labelled), random_rows(labelled, right)
+        temperature = calibrated_temperature(logits, judged, labelled)
+        return temperature, random_rows(labelled, right), random_classes(labelled, logits)
 
     def train(self, rows: np.ndarray) -> "TrainedNetwork":
         """A network from the rows where bool (N,) is true."""

@@ -24,6 +24,8 @@ class HeadFit:
     head: Head
     out_of_fold: dict[str, bool]
     notes: dict[str, float]
+    # Of every labelled row, (N, C), not divided by the temperature.
+    out_of_fold_logits: np.ndarray
 
 
 def zero_head(class_count: int, embedding_size: int) -> Head:
@@ -70,7 +72,7 @@ def fit_head(
     notes = {"c": best.c, "folds": float(fold_of.max() + 1), "out_of_fold_accuracy": float(right.mean())}
     if best.judged.any():
         notes["out_of_fold_log_loss"] = best.log_loss
-    return HeadFit(head, random_rows(labelled, right), notes)
+    return HeadFit(head, random_rows(labelled, right), notes, best.logits)
 
 
 def require_learnable(labelled: LabelledSamples, class_count: int) -> None:
@@ -115,6 +117,12 @@ def random_rows(labelled: LabelledSamples, right: np.ndarray) -> dict[str, bool]
     """Sample id -> was it right?, for the randomly drawn rows."""
     rows = np.flatnonzero(labelled.drawn_at_random)
     return {labelled.ids[row]: bool(right[row]) for row in rows}
+
+
+def random_classes(labelled: LabelledSamples, logits: np.ndarray) -> dict[str, int]:
+    """Sample id -> class predicted by (N, C) out-of-fold logits, for the randomly drawn rows."""
+    rows = np.flatnonzero(labelled.drawn_at_random)
+    return {labelled.ids[row]: int(logits[row].argmax()) for row in rows}
 
 
 @dataclass(frozen=True)

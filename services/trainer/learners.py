@@ -4,6 +4,7 @@ torch is imported only where a network is built, so that rounds on a cached back
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from services.trainer.config import CampaignConfig, LearnerConfig
 from services.trainer.finetune import FinetuneLearner
 from services.trainer.graph_cache import GraphCache
-from services.trainer.heads import fit_head, require_learnable, zero_head
+from services.trainer.heads import fit_head, random_classes, require_learnable, zero_head
 from services.trainer.in_parts import in_parts
 from services.trainer.learning import FittedModel, LabelledSamples, Learner, Watch
 from services.trainer.pretrained import PretrainedBackbone
@@ -66,7 +67,8 @@ class HeadLearner:
         # Sums in another order round differently: the same number of threads gives the same model.
         with threadpool_limits(limits=self._threads):
             fit = fit_head(rows, labelled, class_count, self._config.c_grid, self._config.folds, seed, watch)
-        return self._backbone.model(fit.head, fit.out_of_fold, fit.notes, watch)
+        model = self._backbone.model(fit.head, fit.out_of_fold, fit.notes, watch)
+        return replace(model, out_of_fold_classes=random_classes(labelled, fit.out_of_fold_logits))
 
     def probabilities(self, model: FittedModel, ids: Sequence[str], watch: Watch) -> np.ndarray:
         if not len(ids):

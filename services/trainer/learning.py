@@ -82,6 +82,8 @@ class FittedModel:
     notes: dict[str, float] = field(default_factory=dict)
     # The network itself, uint8 [N, H, W, 3] -> float32 (N, D): what the exported graph is compared with.
     reference: Callable[[np.ndarray], np.ndarray] | None = None
+    # Out-of-fold predicted class of the same samples: what consecutive rounds are compared by.
+    out_of_fold_classes: dict[str, int] = field(default_factory=dict)
 
 
 class Learner(Protocol):

@@ -43,6 +43,11 @@ class TrainerMetrics:
             "Unix time since when the campaign waits; 0: it does not",
             "campaign",
         )
+        self._expected_gain = gauge(
+            "al_expected_gain",
+            "Accuracy, 0 to 1, that the next batch is expected to bring, by the learning curve of the random slice",
+            "campaign",
+        )
         self._tasks = gauge("al_tasks", "Campaigns with a task that is due or running", "state")
         self._phase_seconds = Histogram(
             "al_round_phase_seconds",
@@ -112,6 +117,9 @@ class TrainerMetrics:
                 self._macro_f1.labels(name, number, split).set(metrics["macro_f1"])
             if "ece" in metrics:
                 self._calibration.labels(name, number).set(metrics["ece"])
+        gain = done.report.get("stopping", {}).get("expected_gain")
+        if gain is not None:
+            self._expected_gain.labels(name).set(gain)
         if done.query_score is not None:
             self._query_score.labels(name, number).set(done.query_score)
         if done.images_per_second is not None:

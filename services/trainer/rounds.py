@@ -18,7 +18,7 @@ import structlog
 from services.common.errors import Conflict, DamagedArtefact
 from services.common.files import digest
 from services.common.registry import Registry
-from services.trainer import promotion
+from services.trainer import promotion, stopping
 from services.trainer.campaign import Campaign, Lease, Pick, Round
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.evaluation import evaluate
@@ -125,7 +125,12 @@ class RoundRunner:
     def _wanted(self, pool: Pool, round_no: int) -> int:
         """Labels that the round buys. Imported ones are paid for from the same budget, so the last rounds buy fewer."""
         config = self._campaign.config
+        if self._enough_before(round_no):
+            return 0  # this round is for labels that were imported meanwhile
         return max(0, min(config.batch_of(round_no), config.budget - len(pool.labelled)))
+
+    def _enough_before(self, round_no: int) -> bool:
+        return bool(self._store.round(self._campaign.name, round_no - 1).report.get("stopping", {}).get("enough"))
 
     def _score(self, pool: Pool, current: Round) -> ScoredPool:
         """The unlabelled samples as the newest published version sees them: that of the round before."""
@@ -199,6 +204,7 @@ class RoundRunner:
         if report is None:
             report = self._fit_and_publish(round_no)
         decision = self._promote(round_no, report)
+        judged = {**report, "stopping": self._judge(round_no, report)}
         self._begin("save", round_no)
         done = replace(
             current,
@@ -207,7 +213,7 @@ class RoundRunner:
             promoted=decision.promote,
             promotion_reason=decision.reason,
             seconds=report["seconds"],
-            report=report,
+            report=judged,
         )
         self._store.save_round(self._lease, done)
         return True
@@ -289,6 +295,7 @@ class RoundRunner:
             "class_counts": dict(zip(self._campaign.classes, counts.tolist(), strict=True)),
             "metrics": {},
             "out_of_fold": model.out_of_fold,
+            "out_of_fold_classes": model.out_of_fold_classes,
             "notes": {**model.notes, "temperature": model.head.temperature},
         }
         if round_no == 0:
@@ -356,6 +363,14 @@ class RoundRunner:
             predicted = self._tools.exporter.probabilities(folder, [label.sample_id for label in later]).argmax(axis=1)
             right |= {it.sample_id: bool(p == it.class_index) for it, p in zip(later, predicted, strict=True)}
         return right
+
+    def _judge(self, round_no: int, report: dict[str, Any]) -> dict[str, Any]:
+        """Is it enough? From what this round and those before know of randomly drawn rows: the same after any crash."""
+        config = self._campaign.config
+        earlier = [r for r in self._store.rounds(self._campaign.name) if r.round_no < round_no]
+        slices = [stopping.Slice.of_report(r.round_no, r.report) for r in earlier]
+        slices.append(stopping.Slice.of_report(round_no, report))
+        return stopping.record(config.stopping, slices, config.rounds.batch)
 
     def _begin(self, step: str, round_no: int) -> None:
         self._watch.progress(step, 0, 0)

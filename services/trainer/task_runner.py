@@ -20,6 +20,7 @@ from services.common.errors import (
 from services.common.registry import Registry
 from services.trainer.campaign import Campaign, Lease, Round
 from services.trainer.campaign_store import CampaignStore
+from services.trainer.config import CampaignConfig
 from services.trainer.learning import Watch
 from services.trainer.leases import LeaseStore
 from services.trainer.metrics import TrainerMetrics
@@ -93,7 +94,7 @@ class TaskRunner:
             self._follow_up("advance_campaign", name, round_no, enqueue)
 
     def advance_campaign(self, name: str, round_no: int, enqueue: Enqueue) -> None:
-        """Begin the next round, or finish when the budget is spent."""
+        """Begin the next round, or finish when the budget is spent or a stopping rule says enough."""
         if self._under_lease("advance_campaign", name, round_no, self._advance):
             self._follow_up("select_batch", name, round_no + 1, enqueue)
         self.metrics.restore(self.store)
@@ -108,13 +109,12 @@ class TaskRunner:
 
     def _advance(self, owned: "_Owned") -> bool:
         campaign, newest = owned.campaign, self.store.newest_round(owned.campaign.name)
-        # Labels that the newest round trained on: those imported since then are owed a round, whatever is left.
-        spent = newest.report["labels"] >= campaign.config.budget
-        if spent or newest.round_no >= campaign.config.last_round:
-            reason = f"the budget is spent: {newest.report['labels']} labels bought"
+        reason = _why_finished(campaign.config, newest)
+        # Labels that were imported since the newest round are owed one, whatever a rule says.
+        if reason and not self.store.untrained(campaign.name, newest.round_no):
             self._write_report(campaign, reason)
-            self.store.finish(owned.lease, reason)
-            return False
+            if self.store.finish(owned.lease, reason, newest.round_no):
+                return False
         following = newest.round_no + 1
         self.store.begin_round(owned.lease, following, campaign.config.strategy_of(following))
         return True
@@ -179,6 +179,17 @@ class TaskRunner:
         log.error("campaign_failed", campaign=lease.campaign, round=round_no, why=told)
         self.metrics.count_failure(lease.campaign, "campaign_failed")
         self.store.set_state(lease.campaign, "failed", f"round {round_no}: {told}", only_from=("running",), lease=lease)
+
+
+def _why_finished(config: CampaignConfig, newest: Round) -> str:
+    """Empty when another round is to come."""
+    labels = newest.report["labels"]
+    if labels >= config.budget:
+        return f"the budget is spent: {labels} labels bought"
+    if newest.round_no >= config.last_round:
+        return f"all rounds are done: {labels} of {config.budget} labels bought"
+    enough = newest.report.get("stopping", {}).get("enough", "")
+    return enough and f"{enough}; {labels} of {config.budget} labels bought"
 
 
 def task_of(due: Round) -> str:

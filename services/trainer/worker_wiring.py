@@ -17,7 +17,7 @@ from services.trainer.export import OnnxExporter
 from services.trainer.learners import make_learner
 from services.trainer.learning import Watch
 from services.trainer.metrics import TrainerMetrics
-from services.trainer.oracle import SimulatedOracle, read_truth
+from services.trainer.oracle import SimulatedOracle, mistakes, read_truth
 from services.trainer.pool_scorer import GrpcPoolScorer, Version
 from services.trainer.reporting import write_campaign_report
 from services.trainer.rounds import OnStep, Tools, ignore_step
@@ -94,7 +94,7 @@ class _Toolbox:
             pool_ids=pool_ids,
             test_ids=test_ids,
             test_truth=np.array([truth[i] for i in test_ids], np.int64),
-            oracle=SimulatedOracle(truth),
+            oracle=SimulatedOracle(truth, mistakes(campaign.config.oracle, campaign.config.seed, campaign.classes)),
             scorer=self._scorer,
             learner=make_learner(
                 campaign.config,

@@ -133,6 +133,31 @@ def logits(stack: Stack, name: str, version: int, images: np.ndarray) -> np.ndar
     return session.run(["logits"], {"image": images})[0]
 
 
+def test_a_campaign_stops_early_and_the_mistakes_of_its_oracle_are_found(stack, worker):
+    campaign = stack.start_digits(
+        name="early",
+        initial={"labels": 100},
+        rounds={"count": 4, "batch": 20},
+        stopping={"plateau": {"gain": 0.5, "rounds": 1}},
+        oracle={"noise": 0.1},
+    )
+    ended = stack.wait_until_at_rest(campaign.name)
+    assert (ended.state, ended.reason.split(":")[0]) == ("finished", "enough by plateau"), ended.reason
+    assert ended.reason.endswith("; 120 of 180 labels bought")
+    samples = SampleStore.open(stack.folder / "sources", stack.folder / "data", ended.source_id)
+    truth = read_truth(stack.folder / "sources", samples.source)
+    labels = stack.store.labels(campaign.name)
+    flipped = {label.sample_id for label in labels if label.class_index != truth[label.sample_id]}
+    assert flipped == {label.sample_id for label in labels if label.origin == "simulated-noise"}
+    assert flipped
+    command = [sys.executable, "-m", "services.trainer.cli", "labels", "audit", campaign.name]
+    result = subprocess.run(command, env=stack.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"The simulated oracle got {len(flipped)} wrong on purpose; " in result.stdout
+    listed = (stack.folder / "reports" / campaign.name / "audit.csv").read_text()
+    assert any(sample in listed for sample in flipped)
+
+
 # ---- kills -------------------------------------------------------------------------------------------
 
 

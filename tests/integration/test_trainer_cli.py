@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from services.common.embeddings import EmbeddingStore
 from services.common.feedback import Feedback, to_line
 from services.common.manifest import VariantCheck
 from services.common.registry import Registry
@@ -98,7 +100,7 @@ def finished(tmp_path, environment):
     store.save_labels(lease, 1, answers, 2)
     done = Round(campaign.name, 1, "done", "random", 2, True, "the first", seconds={"fit": 1.0}, report=report)
     store.save_round(lease, done)
-    store.finish(lease, "the budget is spent")
+    store.finish(lease, "the budget is spent", 1)
     registry = Registry(tmp_path / "registry")
     for version in (1, 2, 3):
         publish(registry, TinyModel(campaign=campaign.name, version=version, classes=("cat", "dog")))
@@ -152,6 +154,17 @@ def test_status_tells_where_a_campaign_stands(al_trainer, finished):
     value = json.loads(al_trainer("status", finished, "--json").stdout)
     assert value["current_version"] == 3
     assert value["rounds"][-1]["metrics"]["test"]["accuracy"] == 0.75
+
+
+def test_status_says_how_many_more_labels_or_why_it_cannot(al_trainer, finished):
+    text = al_trainer("status", finished, "--target", "75%", "--target", "0.9").stdout
+    assert "75% on randomly drawn rows: cannot say yet: the curve needs 4 rounds" in text
+    assert "90% on randomly drawn rows: cannot say yet" in text
+    (answer,) = json.loads(al_trainer("status", finished, "--json", "--target", "75%").stdout)["forecasts"]
+    assert (answer["target"], answer["more"]) == (0.75, None)
+    refused = al_trainer("status", finished, "--target", "75")
+    assert refused.returncode == 1
+    assert "'75' is not an accuracy" in refused.stderr
 
 
 def test_follow_of_a_finished_campaign_prints_its_table_and_ends(al_trainer, finished):
@@ -265,6 +278,43 @@ def test_an_answer_that_contradicts_a_label_is_a_conflict_and_changes_nothing(al
     assert f"{pets[0][0]}: told 'dog' by ann, labelled 'cat'" in result.stdout
     assert "nothing in these journals can be imported into pets-1" in result.stderr
     assert labels_of(environment) == before
+
+
+# ---- labels audit ---------------------------------------------------------------------------------------
+
+
+def test_an_audit_lists_wrong_labels_with_their_pictures(al_trainer, tmp_path, environment, pets):
+    """Two clouds of embeddings, with two labels on the wrong side."""
+    ids, store = pets[0], CampaignStore(open_database(environment["TRAINER_DATABASE_URL"]))
+    lease = LeaseStore(open_database(environment["TRAINER_DATABASE_URL"])).take_lease("pets-1", "me", 30)
+    side = {sample: number % 2 for number, sample in enumerate(ids)}
+    wrong = ids[3:5]
+    answers = [Answer(i, side[i] ^ (i in wrong), "simulated", "simulated-noise" if i in wrong else "x") for i in ids]
+    store.begin_round(lease, 1, "random")
+    store.save_picks(lease, 1, [Pick(i, None, True) for i in ids], {}, None)
+    store.save_labels(lease, 1, answers, 2)
+    (source,) = [path.stem for path in (tmp_path / "sources").glob("*.json")]
+    publish(Registry(tmp_path / "registry"), TinyModel(campaign="pets-1", classes=("cat", "dog")))
+    rows = np.random.default_rng(0).normal(scale=0.3, size=(len(ids), 4)).astype(np.float32)
+    rows[:, 0] += [6 * side[i] for i in ids]
+    EmbeddingStore(tmp_path / "embeddings", "tiny-embedding", source).append(ids, rows)
+
+    result = al_trainer("labels", "audit", "pets-1", "--page", tmp_path / "look.html")
+    assert result.returncode == 0, result.stderr
+    assert "2 of 24 labels look wrong" in result.stdout
+    assert "The simulated oracle got 2 wrong on purpose; 2 of them are listed." in result.stdout
+    assert all(sample in result.stdout for sample in wrong)
+    assert (tmp_path / "look.html").read_text().count("data:image/png;base64,") == 2
+    assert len((tmp_path / "look.csv").read_text().splitlines()) == 3
+    assert {it.sample_id: it.class_index for it in labels_of(environment)} == {
+        a.sample_id: a.class_index for a in answers
+    }
+
+
+def test_a_campaign_without_labels_has_nothing_to_audit(al_trainer, pets):
+    result = al_trainer("labels", "audit", "pets-1")
+    assert result.returncode == 1
+    assert "pets-1 has 0 labels and 0 versions: nothing to audit yet" in result.stderr
 
 
 def test_an_import_that_cannot_be_is_explained(al_trainer, tmp_path, pets):

@@ -33,6 +33,20 @@ class RoundRow:
 
 
 @dataclass(frozen=True)
+class Outlook:
+    """What the random slice says of more labels, in sentences."""
+
+    # What the slice itself takes of the budget.
+    cost: str
+    # Accuracy -> how many more labels it takes, or why nobody can say.
+    forecasts: Mapping[str, str]
+    # Stopping rule -> where the campaign stands with it; empty when it has none.
+    standings: Mapping[str, str] = field(default_factory=dict)
+    # Accuracy that the next batch is expected to bring; None while the curve cannot say.
+    expected_gain: float | None = None
+
+
+@dataclass(frozen=True)
 class CampaignReport:
     name: str
     config: Mapping[str, Any]
@@ -45,6 +59,7 @@ class CampaignReport:
     reason: str
     # The source that pool and test samples come from, so that a reader can look at them.
     source_id: str = ""
+    outlook: Outlook | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Only what JSON knows."""

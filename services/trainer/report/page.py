@@ -8,18 +8,11 @@ from typing import Any
 
 import yaml
 
-from services.trainer.report.content import CampaignReport, RoundRow, phases
+from services.trainer.report.content import CampaignReport, Outlook, RoundRow, phases
 from services.trainer.report.table import decimal, percent
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: campaign report</title>
-<style>
+# Of every page that the trainer writes.
+STYLE = """\
 :root { --ink: #1f2933; --muted: #5b6875; --paper: #f7f9fb; --card: #ffffff; --line: #e3e8ee; --accent: #2563eb;
   --good: #047857; }
 @media (prefers-color-scheme: dark) {
@@ -40,14 +33,25 @@ p { margin: .3rem 0; } .muted { color: var(--muted); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; font-size: .82rem; } tr:last-child td { border-bottom: 0; }
-td.text, th.text { text-align: left; }
+td.text, th.text { text-align: left; } .prose td + td { white-space: normal; }
 .served td { font-weight: 650; } .yes { color: var(--good); }
 figure { margin: 0; padding: .7rem; background: #ffffff; border: 1px solid var(--line); border-radius: .6rem;
   text-align: center; }
 figure + figure { margin-top: .9rem; }
 img { max-width: 100%; height: auto; } img.square { max-width: min(100%, 40rem); }
 .bar { display: inline-block; height: .6rem; border-radius: .2rem; background: var(--accent); vertical-align: middle; }
-pre { margin: 0; padding: 1rem; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+pre { margin: 0; padding: 1rem; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }"""
+
+PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$name: campaign report</title>
+<style>
+$style
 </style>
 </head>
 <body><main>
@@ -59,7 +63,8 @@ $learning_curve
 <h2>Round by round</h2>
 <div class="card">$rounds</div>
 <p class="muted">Accuracy, macro F1 and ECE are measured on test samples, which decide nothing. The random slice is
-the labelled samples that were drawn at random: promotion looks at those alone.</p>
+the labelled samples that were drawn at random: promotion and stopping look at those alone.</p>
+$outlook
 <h2>Where it errs</h2>
 $confusion
 <h2>Calibration and time</h2>
@@ -77,10 +82,12 @@ $calibration
 def render_page(report: CampaignReport, pictures: Mapping[str, bytes]) -> str:
     """The page with its pictures inside. Everything that comes from outside is escaped."""
     return PAGE.substitute(
+        style=STYLE,
         name=escape(report.name),
         subtitle=escape(_subtitle(report)),
         tiles=_tiles(report.rows),
         rounds=_rounds(report.rows),
+        outlook=_outlook(report.outlook),
         seconds=_seconds(report.rows),
         class_counts=_class_counts(report),
         config=escape(yaml.safe_dump(_plain(report.config), sort_keys=False, allow_unicode=True).rstrip()),
@@ -150,6 +157,26 @@ def _seconds(rows: Sequence[RoundRow]) -> str:
         rate = f"{row.images_scored_per_second:,.0f}" if row.images_scored_per_second else ""
         body.append(("", [str(row.round_no), *spent, f"{row.total_seconds:.1f}", rate]))
     return _table(["round", *(f"{p} s" for p in names), "total s", "images scored/s"], body, text_columns=set())
+
+
+def _outlook(outlook: Outlook | None) -> str:
+    if outlook is None:
+        return ""
+    answers = _table(
+        ["accuracy on the random slice", "more labels"],
+        [("", [escape(target), escape(told)]) for target, told in outlook.forecasts.items()],
+        text_columns={0, 1},
+    )
+    parts = ["<h2>How many more labels?</h2>", f'<div class="card prose">{answers}</div>']
+    if outlook.standings:
+        rules = [("", [escape(rule.replace("_", " ")), escape(told)]) for rule, told in outlook.standings.items()]
+        table = _table(["stopping rule", "where it stands"], rules, text_columns={0, 1})
+        parts.append(f'<div class="card prose after">{table}</div>')
+    told = outlook.cost
+    if outlook.expected_gain is not None:
+        told = f"The next batch is expected to bring {100 * outlook.expected_gain:+.1f} points. {told}"
+    parts.append(f'<p class="muted">{escape(told)}</p>')
+    return "".join(parts)
 
 
 def _class_counts(report: CampaignReport) -> str:

@@ -4,7 +4,7 @@ from sklearn.linear_model import LogisticRegression
 
 from services.common.errors import BadRequest, Stopped
 from services.trainer.calibration import log_loss
-from services.trainer.heads import ABSENT_BIAS, fit_head, stratified_folds, zero_head
+from services.trainer.heads import ABSENT_BIAS, fit_head, random_classes, stratified_folds, zero_head
 from tests.unit.learning.conftest import CountingWatch, blobs, labelled
 
 GRID = (0.001, 0.01, 0.1, 1.0)
@@ -117,6 +117,15 @@ def test_a_class_with_a_single_row_spoils_nothing():
     result = fit(rows, labelled(truth))
     assert result.notes["out_of_fold_log_loss"] < 2
     assert result.out_of_fold["s0"] is False  # nothing else could have told its class
+
+
+def test_the_classes_told_out_of_fold_are_those_that_correctness_is_of():
+    rows, truth = blobs(90)
+    samples = labelled(truth, 0.5)
+    result = fit(rows, samples)
+    classes = random_classes(samples, result.out_of_fold_logits)
+    assert classes.keys() == result.out_of_fold.keys()
+    assert {i: c == truth[int(i[1:])] for i, c in classes.items()} == result.out_of_fold
 
 
 def test_two_labels_are_enough_for_a_head():

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from services.trainer.report.content import CampaignReport
+from services.trainer.report.content import CampaignReport, Outlook
 from services.trainer.report.table import rounds_table
 from services.trainer.report.write import rounds_csv, write_report
 
@@ -107,3 +107,20 @@ def test_phases_that_get_no_column_are_in_the_rest(report: CampaignReport) -> No
 def test_a_round_without_metrics_leaves_its_cells_empty(report: CampaignReport) -> None:
     bare = replace(report, rows=(replace(report.rows[0], metrics={}, images_scored_per_second=None),))
     assert "None" not in as_text(bare, width=80)
+
+
+def test_the_page_says_how_many_more_labels_and_what_the_random_slice_costs(
+    tmp_path: Path, report: CampaignReport
+) -> None:
+    forecasts = {"75%": "about 420 more labels (95% interval: 180 to 1,900)"}
+    outlook = Outlook("140 of 500 labels were drawn at random", forecasts, {"kappa": "0.9 <so far>"}, 0.0123)
+    write_report(tmp_path, replace(report, outlook=outlook))
+    page = (tmp_path / "report.html").read_text()
+    for text in ("about 420 more labels", "140 of 500 labels", "+1.2 points", "0.9 &lt;so far&gt;", "kappa"):
+        assert text in page
+    assert json.loads((tmp_path / "report.json").read_text())["outlook"]["forecasts"] == forecasts
+
+
+def test_a_campaign_without_randomly_drawn_labels_has_no_outlook(tmp_path: Path, report: CampaignReport) -> None:
+    write_report(tmp_path, report)
+    assert "How many more labels" not in (tmp_path / "report.html").read_text()
