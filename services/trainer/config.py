@@ -67,9 +67,18 @@ class BackboneConfig(_Section):
     flip: bool = False
 
 
+# One of services.trainer.heads.HEADS.
+HeadName = Literal["logistic", "cosine", "mlp", "bootstrap", "dropout", "label_propagation", "self_training"]
+COMMITTEES: tuple[HeadName, ...] = ("bootstrap", "dropout")
+
+
 class LearnerConfig(_Section):
     # "head": frozen backbone, head fitted on stored embeddings. "finetune": the network itself is trained.
     mode: Literal["head", "finetune"] = "head"
+    # What is fitted on the embeddings (head mode).
+    head: HeadName = "logistic"
+    # Of a committee: bootstrap and dropout.
+    members: int = Field(default=5, ge=2, le=50)
     # Inverse regularisation strengths that cross-validation inside the labelled set chooses from (head mode).
     c_grid: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.01, 0.1, 1.0), min_length=1)
     # Folds of the cross-validation: chooses C, gives out-of-fold predictions for temperature and promotion.
@@ -88,7 +97,13 @@ class LearnerConfig(_Section):
     @property
     def committee_size(self) -> int:
         """Members of the models that this learner fits."""
-        return 1
+        return self.members if self.head in COMMITTEES else 1
+
+    @model_validator(mode="after")
+    def _head_where_it_is_fitted(self) -> "LearnerConfig":
+        if self.mode == "finetune" and self.head != "logistic":
+            raise ValueError(f"head {self.head!r} needs mode head: a network that is trained ends in a linear one")
+        return self
 
 
 class InitialConfig(_Section):

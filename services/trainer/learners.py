@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from services.trainer.config import CampaignConfig, LearnerConfig
 from services.trainer.finetune import FinetuneLearner
 from services.trainer.graph_cache import GraphCache
-from services.trainer.heads import fit_head, random_classes, require_learnable, zero_head
+from services.trainer.heads import HEADS, HeadTask, UnlabelledPool, random_classes, require_learnable, zero_head
 from services.trainer.in_parts import in_parts
 from services.trainer.learning import FittedModel, LabelledSamples, Learner, Watch
 from services.trainer.pretrained import PretrainedBackbone
@@ -35,24 +35,34 @@ def make_learner(
     embeddings: Embeddings,
     images: Images,
     threads: int,
+    pool_ids: Sequence[str] = (),
 ) -> Learner:
-    """What a campaign's configuration asks for. Nothing is built or read before it is used."""
+    """What a campaign's configuration asks for. Nothing is built or read before it is used.
+
+    `pool_ids`: every sample of the pool, for heads that learn from unlabelled ones.
+    """
     cache = GraphCache(cache_dir)
     backbone = PretrainedBackbone(
         config.backbone, source_height, source_width, weights_dir, cache, config.seed, threads
     )
     if config.learner.mode == "head":
-        return HeadLearner(backbone, config.learner, embeddings, threads)
+        return HeadLearner(backbone, config.learner, embeddings, threads, pool_ids)
     return FinetuneLearner(backbone, config.learner, images, GraphCache(cache_dir / "trained"), threads)
 
 
 class HeadLearner:
-    """A frozen backbone; a logistic head is fitted on stored embeddings."""
+    """A frozen backbone; a head is fitted on stored embeddings."""
 
     def __init__(
-        self, backbone: PretrainedBackbone, config: LearnerConfig, embeddings: Embeddings, threads: int
+        self,
+        backbone: PretrainedBackbone,
+        config: LearnerConfig,
+        embeddings: Embeddings,
+        threads: int,
+        pool_ids: Sequence[str] = (),
     ) -> None:
         self._backbone = backbone
+        self._pool_ids = pool_ids
         self._config = config
         self._embeddings = embeddings
         self._threads = threads
@@ -66,9 +76,25 @@ class HeadLearner:
         rows = self._embeddings(labelled.ids)
         # Sums in another order round differently: the same number of threads gives the same model.
         with threadpool_limits(limits=self._threads):
-            fit = fit_head(rows, labelled, class_count, self._config.c_grid, self._config.folds, seed, watch)
+            fit = HEADS[self._config.head].fit(
+                HeadTask(
+                    rows,
+                    labelled,
+                    class_count,
+                    seed,
+                    watch,
+                    self._config.c_grid,
+                    self._config.folds,
+                    self._config.members,
+                    self._unlabelled(labelled),
+                )
+            )
         model = self._backbone.model(fit.head, fit.out_of_fold, fit.notes, watch)
         return replace(model, out_of_fold_classes=random_classes(labelled, fit.out_of_fold_logits))
+
+    def _unlabelled(self, labelled: LabelledSamples) -> UnlabelledPool:
+        known = set(labelled.ids)
+        return UnlabelledPool(tuple(i for i in self._pool_ids if i not in known), self._embeddings)
 
     def probabilities(self, model: FittedModel, ids: Sequence[str], watch: Watch) -> np.ndarray:
         if not len(ids):

@@ -40,6 +40,18 @@ class LabelledSamples:
 NO_LABELS = LabelledSamples((), np.empty(0, np.int64), np.empty(0, bool))
 
 
+# Of a standardised embedding; a shorter one has no direction worth the name.
+SHORTEST = 1e-6
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A layer of rectified units that all members share."""
+
+    weights: np.ndarray  # (H, D)
+    biases: np.ndarray  # (H,)
+
+
 @dataclass(frozen=True)
 class Head:
     """Standardisation, K linear maps, one temperature: everything of a model that depends on labels."""
@@ -47,14 +59,25 @@ class Head:
     kind: str
     mean: np.ndarray  # (D,)
     scale: np.ndarray  # (D,)
-    weights: np.ndarray  # (K, C, D)
+    weights: np.ndarray  # (K, C, D), or (K, C, H) behind a hidden layer
     biases: np.ndarray  # (K, C)
     temperature: float = 1.0
+    # Only the direction of the standardised embedding counts: it is brought to unit length.
+    unit: bool = False
+    hidden: Hidden | None = None
+
+    def features(self, embeddings: np.ndarray) -> np.ndarray:
+        """What the linear maps are applied to.  (N, D) -> (N, D), or (N, H) behind a hidden layer"""
+        features = (embeddings - self.mean) / self.scale
+        if self.unit:
+            features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SHORTEST)
+        if self.hidden is not None:
+            features = np.maximum(features @ self.hidden.weights.T + self.hidden.biases, 0)
+        return np.asarray(features)
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """Logits divided by the temperature.  (N, D) -> (N, K, C)"""
-        standard = (embeddings - self.mean) / self.scale
-        logits = np.einsum("nd,kcd->nkc", standard, self.weights, optimize=True) + self.biases
+        logits = np.einsum("nd,kcd->nkc", self.features(embeddings), self.weights, optimize=True) + self.biases
         return np.asarray(logits / self.temperature, dtype=np.float32)
 
     def probabilities(self, embeddings: np.ndarray) -> np.ndarray:

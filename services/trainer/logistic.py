@@ -31,17 +31,31 @@ class Rotation:
     axes: np.ndarray  # (R, D)
 
     @staticmethod
-    def of(rows: np.ndarray) -> "Rotation":
-        """(N, D) -> (N, R) and (R, D), by the eigenvectors of the smaller Gram matrix."""
+    def of(rows: np.ndarray, look: Callable[[], None]) -> "Rotation":
+        """(N, D) -> (N, R) and (R, D), by the eigenvectors of the smaller Gram matrix.
+
+        `look` is called between the products, each of which takes a good part of a second at 1,500 x 1,280.
+        """
+        look()
         count, size = rows.shape
         if count < size:
-            values, left = np.linalg.eigh(rows @ rows.T)
+            gram = rows @ rows.T
+            look()
+            values, left = np.linalg.eigh(gram)
+            look()
             keep = values > values[-1] * 1e-12
             scale = np.sqrt(values[keep])
             return Rotation(left[:, keep] * scale, (left[:, keep] / scale).T @ rows)
-        values, right = np.linalg.eigh(rows.T @ rows)
+        gram = rows.T @ rows
+        look()
+        values, right = np.linalg.eigh(gram)
+        look()
         axes = right[:, values > values[-1] * 1e-12].T
         return Rotation(rows @ axes.T, axes)
+
+    def leading(self, most: int) -> "Rotation":
+        """At most this many axes, those along which the rows differ most."""
+        return Rotation(self.rows[:, -most:], self.axes[-most:])  # eigh's values rise
 
 
 def fit_logistic(
@@ -56,12 +70,28 @@ def fit_logistic(
 ) -> np.ndarray:
     """(N, R) rows whose last column is 1, (N,) classes, (P, N) row weights -> weights (R, P, C).
 
-    A class without a weighted row takes no part in its problem: its weights stay zero. `look` is called once an
-    iteration and may raise. `start`: weights of a similar fit. `tolerance`: of the largest entry of the gradient of
-    the mean loss (scikit-learn's default is 1e-4).
+    A class without a weighted row takes no part in its problem: its weights stay zero. `look` is called at
+    least twice an iteration and may raise. `start`: weights of a similar fit. `tolerance`: of the largest entry of the
+    gradient of the mean loss (scikit-learn's default is 1e-4).
     """
-    problems = _Problems(rows, classes, row_weights, class_count, strength)
-    weights = np.zeros((rows.shape[1], len(row_weights), class_count)) if start is None else start
+    return fit_soft(rows, np.eye(class_count)[classes], row_weights, strength, start, tolerance, look)
+
+
+def fit_soft(
+    rows: np.ndarray,
+    targets: np.ndarray,
+    row_weights: np.ndarray,
+    strength: float,
+    start: np.ndarray | None,
+    tolerance: float,
+    look: Callable[[], None],
+) -> np.ndarray:
+    """As fit_logistic, with the probability of each class in the place of the class.
+
+    `targets`: (N, C), or (N, P, C) when the problems differ in them.
+    """
+    problems = _Problems(rows, targets, row_weights, strength)
+    weights = np.zeros((rows.shape[1], len(row_weights), targets.shape[-1])) if start is None else start
     logits = problems.logits(weights)
     loss, gradient = problems.loss(logits, weights), problems.gradient(logits, weights)
     history = _History(problems.curvature())
@@ -71,7 +101,7 @@ def fit_logistic(
         if not open_.any():
             break
         step = -history.apply(gradient) * open_[:, None]
-        step, step_logits, loss = _line_search(problems, weights, logits, loss, gradient, step)
+        step, step_logits, loss = _line_search(problems, weights, logits, loss, gradient, step, look)
         weights, logits = weights + step, logits + step_logits
         before, gradient = gradient, problems.gradient(logits, weights)
         history.add(step, gradient - before)
@@ -79,14 +109,13 @@ def fit_logistic(
 
 
 class _Problems:
-    def __init__(
-        self, rows: np.ndarray, classes: np.ndarray, row_weights: np.ndarray, class_count: int, strength: float
-    ) -> None:
+    def __init__(self, rows: np.ndarray, targets: np.ndarray, row_weights: np.ndarray, strength: float) -> None:
         self._rows = rows
         self._strength = strength
-        self._one_hot = np.eye(class_count)[classes]  # (N, C)
+        self._targets = targets  # (N, C) or (N, P, C)
+        self._axes = "nc" if targets.ndim == 2 else "npc"
         self._m = row_weights.T  # (N, P)
-        present = row_weights @ self._one_hot > 0  # (P, C)
+        present = np.einsum(f"np,{self._axes}->pc", self._m, targets, optimize=True) > 0
         self._bias = np.where(present, 0.0, _EXCLUDED)
         # The last row of the weights is the bias, which is not regularised.
         self._decay = np.ones((rows.shape[1], 1, 1))
@@ -102,7 +131,7 @@ class _Problems:
         logits = logits + self._bias
         top = logits.max(axis=-1)
         log_sum = np.log(np.exp(logits - top[..., None]).sum(axis=-1)) + top
-        of_truth = np.einsum("npc,nc->np", logits, self._one_hot)
+        of_truth = np.einsum(f"npc,{self._axes}->np", logits, self._targets)
         # 0 x the huge logit of an excluded class is 0, as it should be.
         entropy = np.where(self._m > 0, log_sum - of_truth, 0.0)
         penalty = (self._decay * weights**2).sum(axis=(0, 2)) / 2
@@ -112,14 +141,15 @@ class _Problems:
         """(R, P, C)"""
         logits = logits + self._bias
         exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        residual = exp / exp.sum(axis=-1, keepdims=True) - self._one_hot[:, None]
+        targets = self._targets[:, None] if self._axes == "nc" else self._targets
+        residual = exp / exp.sum(axis=-1, keepdims=True) - targets
         residual *= self._m[..., None] * self._strength
         flat = self._rows.T @ residual.reshape(len(residual), -1)
         return np.asarray(flat.reshape(weights.shape) + self._decay * weights)
 
     def curvature(self) -> np.ndarray:
         """Diagonal of the Hessian at zero weights, when the rows' columns are orthogonal: (R, P, 1)."""
-        classes = self._one_hot.shape[1]
+        classes = self._targets.shape[-1]
         spread = (1 - 1 / classes) / classes
         return np.asarray(self._strength * spread * ((self._rows**2).T @ self._m)[..., None] + self._decay)
 
@@ -167,12 +197,14 @@ def _line_search(
     loss: np.ndarray,
     gradient: np.ndarray,
     step: np.ndarray,
+    look: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Halve each problem's step until the loss has fallen enough: (step, its logits, the new loss)."""
     step_logits = problems.logits(step)
     slope = _dot(gradient, step)  # (P,), not positive
     size = np.ones(len(slope))
     for _ in range(_MAX_HALVINGS):
+        look()
         scale = size[:, None]
         new_loss = problems.loss(logits + scale * step_logits, weights + scale * step)
         # The last term allows for rounding once the loss hardly changes any more.

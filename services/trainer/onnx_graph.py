@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from services.trainer.learning import Head
+from services.trainer.learning import SHORTEST, Head
 
 OPSET = 18
 # Read by every onnxruntime since 1.14 and by Triton's; the exporter's own choice is kept where it is higher.
@@ -20,9 +20,11 @@ _PREFIX = "head/"
 def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     """`embedding` (N, D) -> `probabilities` (N, C), `logits` (N, K, C): exactly Head.logits and Head.probabilities."""
     members, classes, size = head.weights.shape
+    between, of_between, features = _features(head)
     constants = {
         "mean": head.mean.astype(np.float32),
         "scale": head.scale.astype(np.float32),
+        **of_between,
         # (D, K * C): all members in one product.
         "weights": head.weights.reshape(members * classes, size).T.astype(np.float32),
         "biases": head.biases.reshape(-1).astype(np.float32),
@@ -33,7 +35,8 @@ def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     nodes = [
         _node("Sub", ["embedding", "mean"], "centred"),
         _node("Div", ["centred", "scale"], "standard"),
-        _node("MatMul", ["standard", "weights"], "products"),
+        *between,
+        _node("MatMul", [features, "weights"], "products"),
         _node("Add", ["products", "biases"], "sums"),
         _node("Div", ["sums", "temperature"], "scaled"),
         _node("Reshape", ["scaled", "by_member"], "logits"),
@@ -43,7 +46,7 @@ def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "head",
-        [_tensor("embedding", ["N", size])],
+        [_tensor("embedding", ["N", len(head.mean)])],
         [_tensor("probabilities", ["N", classes]), _tensor("logits", ["N", members, classes])],
         [numpy_helper.from_array(np.ascontiguousarray(v), _inner(k)) for k, v in constants.items()],
     )
@@ -52,6 +55,33 @@ def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     )
     onnx.checker.check_model(model)
     return model
+
+
+def _features(head: Head) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
+    """Head.features from `standard` on: nodes, their constants, and the name of what the linear maps get."""
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, np.ndarray] = {}
+    last = "standard"
+    if head.unit:
+        constants |= {"feature_axis": np.array([1], np.int64), "shortest": np.array(SHORTEST, np.float32)}
+        nodes += [
+            _node("ReduceL2", [last, "feature_axis"], "norm", keepdims=1),
+            _node("Max", ["norm", "shortest"], "length"),
+            _node("Div", [last, "length"], "direction"),
+        ]
+        last = "direction"
+    if head.hidden is not None:
+        constants |= {
+            "hidden_weights": head.hidden.weights.T.astype(np.float32),
+            "hidden_biases": head.hidden.biases.astype(np.float32),
+        }
+        nodes += [
+            _node("MatMul", [last, "hidden_weights"], "hidden_products"),
+            _node("Add", ["hidden_products", "hidden_biases"], "hidden_sums"),
+            _node("Relu", ["hidden_sums"], "activated"),
+        ]
+        last = "activated"
+    return nodes, constants, last
 
 
 def model_graph(embedding: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:

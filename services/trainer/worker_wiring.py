@@ -105,6 +105,7 @@ class _Toolbox:
                 embeddings=embeddings,
                 images=samples.images,
                 threads=config.thread_count,
+                pool_ids=pool_ids,
             ),
             exporter=OnnxExporter(
                 parity_images,

@@ -32,6 +32,7 @@ def learner(
         embeddings=lambda ids: np.stack([embeddings[i] for i in ids]),
         images=samples.images,
         threads=settings.thread_count,
+        pool_ids=samples.ids("pool"),
     )
 
 

@@ -14,6 +14,7 @@ from services.common.errors import BadRequest, Stopped
 from services.common.manifest import read_manifest
 from services.trainer.evaluation import evaluate
 from services.trainer.export import OnnxExporter
+from services.trainer.heads import HEADS
 from services.trainer.learners import make_learner
 from services.trainer.learning import LabelledSamples, VersionFacts
 from tests.integration.learning.conftest import campaign, noise_images
@@ -46,7 +47,7 @@ def no_embeddings(ids):
     raise AssertionError("a network that is trained reads no stored embeddings")
 
 
-def learner_for(config, source, cache_dir, weights_dir=None, embeddings=no_embeddings, threads=2):
+def learner_for(config, source, cache_dir, weights_dir=None, embeddings=no_embeddings, threads=2, pool_ids=()):
     return make_learner(
         config,
         source_height=config.source.size,
@@ -56,6 +57,7 @@ def learner_for(config, source, cache_dir, weights_dir=None, embeddings=no_embed
         embeddings=embeddings,
         images=source.images,
         threads=threads,
+        pool_ids=pool_ids,
     )
 
 
@@ -165,6 +167,33 @@ def test_the_initial_model_is_the_backbone_with_a_zero_head(frozen_config, cache
     np.testing.assert_allclose(embedding, model.reference(images), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_every_head_is_published_as_it_is(name, cache_dir, tmp_path, watch):
+    config = campaign({"name": "base_cnn", "weights": "none"}, {"head": name, "members": 3})
+    asked: list[str] = []
+
+    def embeddings(ids):
+        asked.extend(ids)
+        return bare.reference(Noise().images(ids))
+
+    bare = learner_for(config, Noise(), cache_dir).initial_model(3, watch)
+    pool = [str(i) for i in range(100)]
+    learner = learner_for(config, Noise(), cache_dir, embeddings=embeddings, pool_ids=pool)
+    labelled = LabelledSamples(tuple(pool[:40]), np.arange(40) % 3, np.ones(40, bool))
+    model = learner.fit(labelled, 3, 0, watch)
+    # The pool is read by the heads that learn from it, and by no other.
+    assert set(asked) == set(pool if HEADS[name].uses_pool else pool[:40])
+    manifest = stage(model, Noise(), tmp_path / "noise" / "2", watch)
+    members = 3 if HEADS[name].committee else 1
+    assert (manifest.head, manifest.members) == (name, members)
+    assert manifest.parity.top1_disagreements == 0
+    assert manifest.temperature == model.head.temperature
+    logits = ort.InferenceSession(tmp_path / "noise" / "2" / "model.onnx").run(["logits"], {"image": noise_images(5)})[
+        0
+    ]
+    assert logits.shape == (5, members, 3)
+
+
 def test_a_warm_cache_needs_no_torch(cache_dir, frozen_config):
     """A round on a known backbone must not wait for torch and timm to be imported."""
     program = f"""
@@ -173,6 +202,7 @@ from pathlib import Path
 import numpy as np
 from services.trainer.learners import make_learner
 from services.trainer.export import OnnxExporter
+from services.trainer.heads import HEADS
 from services.trainer.config import parse_config
 from services.trainer.learning import LabelledSamples, SilentWatch
 config = parse_config({frozen_config.model_dump(mode="json")!r}, "test")

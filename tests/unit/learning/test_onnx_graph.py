@@ -1,12 +1,14 @@
 """head.onnx and model.onnx against the plain formula, with an embedding graph made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from services.trainer.heads import zero_head
-from services.trainer.learning import Head
+from services.trainer.learning import SHORTEST, Head, Hidden
 from services.trainer.onnx_graph import head_graph, model_graph
 from services.trainer.parity import session
 
@@ -68,6 +70,38 @@ def test_head_agrees_with_model_bit_for_bit(members, count, images):
     alone = session(head.SerializeToString(), 1).run(["probabilities", "logits"], {"embedding": embedding})
     np.testing.assert_array_equal(alone[0], probabilities)
     np.testing.assert_array_equal(alone[1], logits)
+
+
+def shapes_of_heads() -> dict[str, Head]:
+    rng = np.random.default_rng(3)
+    hidden = Hidden(rng.normal(size=(9, D)).astype(np.float32), rng.normal(size=9).astype(np.float32))
+    behind = rng.normal(size=(2, C, 9)).astype(np.float32)
+    return {
+        "unit": replace(random_head(2), unit=True),
+        "hidden": replace(random_head(2), weights=behind, hidden=hidden),
+        "both": replace(random_head(2), weights=behind, hidden=hidden, unit=True),
+    }
+
+
+@pytest.mark.parametrize("name", ["unit", "hidden", "both"])
+def test_directions_and_hidden_layers_are_exported_as_they_are(name, images):
+    head = shapes_of_heads()[name]
+    graph = head_graph(head)
+    onnx.checker.check_model(model_graph(mean_pixels(), graph), full_check=True)
+    model = session(model_graph(mean_pixels(), graph).SerializeToString(), 1)
+    probabilities, logits, embedding = model.run(None, {"image": images})
+    np.testing.assert_allclose(logits, head.logits(embedding), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(probabilities, head.probabilities(embedding), atol=1e-5)
+    alone = session(graph.SerializeToString(), 1).run(["logits"], {"embedding": embedding})
+    np.testing.assert_array_equal(alone[0], logits)
+
+
+def test_an_embedding_at_the_mean_has_no_direction_and_no_nan():
+    head = replace(random_head(1), unit=True)
+    rows = np.stack([head.mean, head.mean + SHORTEST / 100 * head.scale]).astype(np.float32)
+    logits = session(head_graph(head).SerializeToString()).run(["logits"], {"embedding": rows})[0]
+    np.testing.assert_allclose(logits, head.logits(rows), atol=1e-5)
+    np.testing.assert_allclose(logits[0, 0], head.biases[0] / head.temperature, atol=1e-5)
 
 
 def test_names_types_and_shapes_are_the_contracts():

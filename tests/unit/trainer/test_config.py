@@ -30,6 +30,21 @@ def test_a_learner_that_could_learn_nothing_is_refused(learner):
         make_config(learner=learner)
 
 
+def test_heads_are_asked_for_by_name():
+    assert make_config().learner.head == "logistic"
+    chosen = make_config(learner={"head": "dropout", "members": 8}).learner
+    assert (chosen.head, chosen.members) == ("dropout", 8)
+    with pytest.raises(BadConfig, match=r"learner\.head.*'logistic'.*'self_training'"):
+        make_config(learner={"head": "forest"})
+    with pytest.raises(BadConfig, match=r"learner\.members"):
+        make_config(learner={"members": 1})
+
+
+def test_a_network_that_is_trained_has_no_choice_of_heads():
+    with pytest.raises(BadConfig, match="'mlp' needs mode head"):
+        make_config(learner={"mode": "finetune", "head": "mlp"})
+
+
 def test_variants_are_asked_for_by_name_and_nobody_gets_them_unasked():
     assert make_config().export.variants == ()
     assert make_config(export={"variants": ["fp16", "int8"]}).export.variants == ("fp16", "int8")
