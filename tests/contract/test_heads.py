@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from services.common.errors import BadRequest, Stopped
-from services.trainer.config import HeadName
+from services.trainer.config import COMMITTEES, HeadName, LearnerConfig
 from services.trainer.evaluation import evaluate
-from services.trainer.heads import ABSENT_BIAS, HEADS, HeadTask, UnlabelledPool
+from services.trainer.heads import ABSENT_BIAS, HEADS, HeadTask, UnlabelledPool, random_classes
 from services.trainer.learning import LabelledSamples
 from services.trainer.onnx_graph import head_graph
 from services.trainer.parity import MAX_PROBABILITY_ERROR, session, top1_disagreements
@@ -41,6 +41,9 @@ def fit(name, rows, samples: LabelledSamples, class_count=3, seed=0, watch=None,
 def test_a_campaign_can_ask_for_every_head_and_no_other():
     assert set(get_args(HeadName)) == set(HEADS)
     assert all(name == method.name for name, method in HEADS.items())
+    assert set(COMMITTEES) == {name for name, method in HEADS.items() if method.committee}
+    assert LearnerConfig(head="bootstrap", members=7).committee_size == 7
+    assert LearnerConfig(head="logistic", members=7).committee_size == 1
 
 
 @every_head
@@ -68,6 +71,17 @@ def test_the_exported_graph_is_the_head(name):
     assert top1_disagreements(expected, probabilities) == 0
     np.testing.assert_allclose(logits, head.logits(tests), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+@every_head
+def test_out_of_fold_logits_say_what_was_right_out_of_fold(name):
+    rows, truth = blobs(80, 30)
+    samples = labelled(truth, 0.5)
+    result = fit(name, rows, samples, class_count=4, unlabelled=blobs(90, 30, seed=5)[0])
+    predicted = random_classes(samples, result.out_of_fold_logits)
+    of_truth = dict(zip(samples.ids, samples.classes.tolist(), strict=True))
+    assert {i: c == of_truth[i] for i, c in predicted.items()} == result.out_of_fold
+    assert not all(result.out_of_fold.values())  # or the comparison says little
 
 
 @every_head
