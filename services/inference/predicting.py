@@ -12,8 +12,8 @@ import numpy as np
 from prometheus_client import Counter, Histogram
 
 from services.common import images as codec
+from services.common.acquisition import acquisition_named, member_probabilities
 from services.common.errors import BadImage, BadRequest
-from services.inference.acquisition import acquisition_named, member_probabilities
 from services.inference.batcher import NORMAL, PRIORITIES, BatchRule, MicroBatcher
 from services.inference.metrics import Metrics
 from services.inference.model import Model, Outputs, refuse_plain

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.common.acquisition import acquisition_named
 from services.common.errors import BadRequest
 from services.common.ids import pack, unpack
 from services.common.samples import SampleStore
-from services.inference.acquisition import acquisition_named
 from services.inference.embedding import Embedder, Progress, check_size, told
 from services.inference.folders import Folders
 from services.inference.metrics import Metrics

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from services.inference.acquisition import Acquisition, member_probabilities
+from services.common.acquisition import Acquisition, member_probabilities
 from services.inference.embedding import Progress
 from services.inference.metrics import Metrics
 from services.inference.model import Model

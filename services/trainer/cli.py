@@ -20,7 +20,7 @@ from rich.table import Table
 
 from services.common.errors import BadRequest, Conflict, QuerentError
 from services.common.observability import configure_logging
-from services.trainer import labels_cli, models_cli, wiring
+from services.trainer import compare_cli, labels_cli, models_cli, wiring
 from services.trainer.campaign import AT_REST, Campaign
 from services.trainer.config import load_config
 from services.trainer.follow import follow, progress_bars
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(models_cli.app, name="models")
 app.add_typer(labels_cli.app, name="labels")
+app.command(epilog="Example: `al-trainer compare examples/compare.yaml --follow`")(compare_cli.compare)
 console = Console()
 
 CampaignName = Annotated[str, typer.Argument(help="A campaign's name, as `al-trainer list` shows it.")]

@@ -1,7 +1,7 @@
 """A campaign's configuration: one YAML file, checked whole before anything starts."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -18,6 +18,8 @@ from pydantic import (
 from services.common.errors import BadConfig, did_you_mean
 from services.common.manifest import VariantKind
 from services.common.registry import is_campaign_name
+
+Document = TypeVar("Document", bound=BaseModel)
 
 _MAX_BASE_NAME = 56  # leaves room for "-" and a six-digit number within the registry's 63
 
@@ -227,39 +229,50 @@ class CampaignConfig(_Section):
 
 def load_config(path: Path) -> CampaignConfig:
     """Raises BadConfig that lists every mistake, with the nearest right key for a misspelt one."""
+    return parse_config(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Raises BadConfig."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except OSError as error:
         raise BadConfig(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is not valid YAML: {error}") from error
-    return parse_config(raw, str(path))
 
 
 def parse_config(raw: Any, origin: str) -> CampaignConfig:
     """The configuration in a plain value. Raises BadConfig; `origin` begins its message."""
+    return parse_section(CampaignConfig, raw, origin)
+
+
+def parse_section(section: type[Document], raw: Any, origin: str) -> Document:
+    """As `parse_config`, for any document made of sections."""
     if not isinstance(raw, dict):
         raise BadConfig(f"{origin}: expected keys and values such as 'name: my-campaign'")
     try:
-        return CampaignConfig.model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(section, problem) for problem in error.errors()]
         raise BadConfig(f"{origin}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(document: type[BaseModel], problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; {did_you_mean(str(problem['loc'][-1]), _keys_at(problem['loc'][:-1]))}"
+        return (
+            f"unknown key {where!r}; {did_you_mean(str(problem['loc'][-1]), _keys_at(document, problem['loc'][:-1]))}"
+        )
     if problem["type"] == "missing":
         return f"missing key {where!r}"
     given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
     return f"{where}: {problem['msg']}{given}" if where else f"{problem['msg']}{given}"
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(document: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Keys that the section at `location` knows."""
-    section: type[BaseModel] = CampaignConfig
+    section = document
     for part in location:
         field = section.model_fields.get(str(part))
         # A section may be left out: `PlateauConfig | None`.

@@ -99,3 +99,40 @@ class ProgressRow(Base):
     total: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[float] = mapped_column(Float)
     updated_at: Mapped[float] = mapped_column(Float)
+
+
+class ComparisonRow(Base):
+    __tablename__ = "comparisons"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    config: Mapped[str] = mapped_column(Text)
+    source_id: Mapped[str] = mapped_column(String(64))
+    # JSON: backbone's name in the configuration -> embedding id.
+    embedding_ids: Mapped[str] = mapped_column(Text)
+    # "running" or "stopped"; whether it is finished follows from its cells.
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class CellRow(Base):
+    """One cell of a comparison: due until it has a result."""
+
+    __tablename__ = "cells"
+
+    comparison: Mapped[str] = mapped_column(ForeignKey("comparisons.name", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    # Its place in the order of work.
+    position: Mapped[int] = mapped_column(Integer)
+    # JSON of the cell's parts.
+    cell: Mapped[str] = mapped_column(Text)
+    # Digest of everything that decides the result.
+    recipe: Mapped[str] = mapped_column(String(16))
+    # "due", "done" or "failed".
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    result: Mapped[str] = mapped_column(Text, default="")
+    reason: Mapped[str] = mapped_column(Text, default="")
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    # Who works on it until when; empty for nobody.
+    owner: Mapped[str] = mapped_column(String(255), default="")
+    expires_at: Mapped[float] = mapped_column(Float, default=0.0)
+    enqueued_at: Mapped[float] = mapped_column(Float, default=0.0)

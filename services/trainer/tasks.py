@@ -1,4 +1,4 @@
-"""Celery's edge: each task names a campaign and a round, and may run twice.
+"""Celery's edge: each task names a campaign and a round, or a comparison's cell, and may run twice.
 
 The retry rule: a task that could not finish gives its lease back, and the due loop enqueues it again.
 """
@@ -10,10 +10,14 @@ from celery import signals
 from services.trainer import wiring, worker_wiring
 from services.trainer.campaign import Round
 from services.trainer.celery_app import app
+from services.trainer.comparison.store import ComparisonStore
 from services.trainer.task_runner import task_of
 from services.trainer.worker import DueLoop
 
 PREFIX = "querent."
+# Cells that wait in the broker at any time, and how long until one that nobody has taken is sent again.
+_CELLS_WAITING = 8
+_CELLS_AGAIN_AFTER_S = 60.0
 
 
 def enqueue(task: str, campaign: str, round_no: int) -> None:
@@ -39,12 +43,27 @@ def advance_campaign(campaign: str, round_no: int) -> None:
     worker_wiring.task_runner().advance_campaign(campaign, round_no, enqueue)
 
 
+def enqueue_cells(store: ComparisonStore) -> None:
+    """Keep a few cells of the running comparisons on their way; campaigns find room between them."""
+    for comparison, key in store.due_cells(_CELLS_AGAIN_AFTER_S, _CELLS_WAITING):
+        app.send_task(PREFIX + "run_cell", args=[comparison, key])
+
+
+@app.task(name=PREFIX + "run_cell")  # type: ignore[untyped-decorator] # celery has no types
+def run_cell(comparison: str, key: str) -> None:
+    runner = worker_wiring.cell_runner()
+    if runner.run(comparison, key):
+        worker_wiring.report_when_over(runner.store, comparison)
+    enqueue_cells(runner.store)
+
+
 @signals.worker_ready.connect  # type: ignore[untyped-decorator] # celery has no types
 def _begin(**_: Any) -> None:
     runner = worker_wiring.task_runner()
 
     def refresh() -> None:
         runner.metrics.restore(runner.store)
+        enqueue_cells(worker_wiring.cell_runner().store)
 
     DueLoop(runner.leases, enqueue_due, wiring.settings().due_seconds, refresh).start()
 

@@ -13,6 +13,10 @@ from prometheus_client import REGISTRY
 from services.common.registry import Registry
 from services.common.samples import SampleStore, read_source
 from services.trainer.campaign import Campaign
+from services.trainer.comparison.running import CellRunner, StoredStudies
+from services.trainer.comparison.store import ComparisonStore
+from services.trainer.comparison.write import write_comparison
+from services.trainer.database import open_database
 from services.trainer.export import OnnxExporter
 from services.trainer.learners import make_learner
 from services.trainer.learning import Watch
@@ -64,6 +68,22 @@ def task_runner() -> TaskRunner:
     if not _installed:
         install(build_task_runner(settings()))
     return _installed[0]
+
+
+@lru_cache(maxsize=1)
+def cell_runner() -> CellRunner:
+    """For the cells of comparisons; it ends with the process's tasks."""
+    config = settings()
+    store = ComparisonStore(open_database(config.database_url))
+    studies = StoredStudies(config, config.thread_count)
+    return CellRunner(store, studies, worker_name(), config.lease_seconds, config.thread_count, task_runner().stop)
+
+
+def report_when_over(store: ComparisonStore, name: str) -> None:
+    """The worker that saves a comparison's last cell writes its report."""
+    comparison = store.comparison(name)
+    if store.tally(comparison).over:
+        write_comparison(settings().reports_dir / "compare" / name, comparison.config, store.results(comparison))
 
 
 class _Toolbox:

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from services.common.acquisition import acquisition_named, member_probabilities
 from services.common.observability import configure_logging
 from services.common.registry import Registry
 from services.common.samples import SampleStore, Source
 from services.demo.ports import choose
 from services.demo.processes import Supervisor
 from services.demo.services import Ports, start_inference
-from services.inference.acquisition import acquisition_named, member_probabilities
 from services.trainer.campaign import Campaign
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.config import CampaignConfig, load_config

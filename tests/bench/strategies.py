@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from services.inference.acquisition import acquisition_named, member_probabilities
+from services.common.acquisition import acquisition_named, member_probabilities
 from services.trainer.learning import Head
 from services.trainer.onnx_graph import head_graph
 from services.trainer.parity import session

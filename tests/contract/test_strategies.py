@@ -10,8 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from services.common.acquisition import ACQUISITIONS
 from services.common.errors import BadConfig, Stopped
-from services.inference.acquisition import ACQUISITIONS
 from services.trainer.calibration import softmax
 from services.trainer.strategies import Kept, ScoredPool, Strategy, strategies, strategy
 from services.trainer.strategies.plugins import GROUP, with_plugins

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from services.trainer.audit import Suspect
-from services.trainer.report.page import STYLE
+from services.trainer.report.parts import STYLE
 
 # Pixels a side: twice what a card shows, for fine screens.
 _LARGEST = 352

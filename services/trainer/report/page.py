@@ -1,6 +1,5 @@
 """report.html: one file that needs nothing else, so that it can be sent and read offline."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
@@ -9,38 +8,8 @@ from typing import Any
 import yaml
 
 from services.trainer.report.content import CampaignReport, Outlook, RoundRow, phases
+from services.trainer.report.parts import STYLE, picture, table
 from services.trainer.report.table import decimal, percent
-
-# Of every page that the trainer writes.
-STYLE = """\
-:root { --ink: #1f2933; --muted: #5b6875; --paper: #f7f9fb; --card: #ffffff; --line: #e3e8ee; --accent: #2563eb;
-  --good: #047857; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6ebf0; --muted: #9aa7b4; --paper: #12171d; --card: #1a2129; --line: #2b3540;
-    --accent: #7cabff; --good: #5ad1a4; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
-h1 { margin: 0; font-size: 1.7rem; letter-spacing: -.01em; }
-h2 { margin: 2.4rem 0 .8rem; font-size: 1.1rem; }
-p { margin: .3rem 0; } .muted { color: var(--muted); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 1.4rem 0 0; }
-.tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
-.tile { padding: .8rem 1rem; } .tile b { display: block; font-size: 1.45rem; font-weight: 650; }
-.tile span { color: var(--muted); font-size: .84rem; }
-.card { overflow-x: auto; } .card.after { margin-top: .9rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--muted); font-weight: 600; font-size: .82rem; } tr:last-child td { border-bottom: 0; }
-td.text, th.text { text-align: left; } .prose td + td { white-space: normal; }
-.served td { font-weight: 650; } .yes { color: var(--good); }
-figure { margin: 0; padding: .7rem; background: #ffffff; border: 1px solid var(--line); border-radius: .6rem;
-  text-align: center; }
-figure + figure { margin-top: .9rem; }
-img { max-width: 100%; height: auto; } img.square { max-width: min(100%, 40rem); }
-.bar { display: inline-block; height: .6rem; border-radius: .2rem; background: var(--accent); vertical-align: middle; }
-pre { margin: 0; padding: 1rem; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }"""
 
 PAGE = Template("""\
 <!doctype html>
@@ -50,9 +19,7 @@ PAGE = Template("""\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>$name: campaign report</title>
-<style>
-$style
-</style>
+<style>$style</style>
 </head>
 <body><main>
 <h1>$name</h1>
@@ -91,9 +58,9 @@ def render_page(report: CampaignReport, pictures: Mapping[str, bytes]) -> str:
         seconds=_seconds(report.rows),
         class_counts=_class_counts(report),
         config=escape(yaml.safe_dump(_plain(report.config), sort_keys=False, allow_unicode=True).rstrip()),
-        learning_curve=_picture(pictures, "learning_curve", "Accuracy and macro F1 against labels"),
-        confusion=_picture(pictures, "confusion_matrix", "Confusion matrix of the last round", "square"),
-        calibration=_picture(pictures, "calibration_and_time", "Calibration error and seconds by phase"),
+        learning_curve=picture(pictures, "learning_curve", "Accuracy and macro F1 against labels"),
+        confusion=picture(pictures, "confusion_matrix", "Confusion matrix of the last round", "square"),
+        calibration=picture(pictures, "calibration_and_time", "Calibration error and seconds by phase"),
     )
 
 
@@ -132,7 +99,7 @@ def _rounds(rows: Sequence[RoundRow]) -> str:
     head = ["round", "strategy", "labels", "accuracy", "macro F1", "ECE", "random slice", "version", "promoted"]
     served = max((r.version for r in rows if r.promoted), default=None)
     body = [("served" if row.version == served else "", _round_cells(row)) for row in rows]
-    return _table(head, body, text_columns={1})
+    return table(head, body, text_columns={1})
 
 
 def _round_cells(row: RoundRow) -> list[str]:
@@ -156,13 +123,13 @@ def _seconds(rows: Sequence[RoundRow]) -> str:
         spent = [f"{row.seconds[p]:.1f}" if p in row.seconds else "" for p in names]
         rate = f"{row.images_scored_per_second:,.0f}" if row.images_scored_per_second else ""
         body.append(("", [str(row.round_no), *spent, f"{row.total_seconds:.1f}", rate]))
-    return _table(["round", *(f"{p} s" for p in names), "total s", "images scored/s"], body, text_columns=set())
+    return table(["round", *(f"{p} s" for p in names), "total s", "images scored/s"], body, text_columns=set())
 
 
 def _outlook(outlook: Outlook | None) -> str:
     if outlook is None:
         return ""
-    answers = _table(
+    answers = table(
         ["accuracy on the random slice", "more labels"],
         [("", [escape(target), escape(told)]) for target, told in outlook.forecasts.items()],
         text_columns={0, 1},
@@ -170,8 +137,8 @@ def _outlook(outlook: Outlook | None) -> str:
     parts = ["<h2>How many more labels?</h2>", f'<div class="card prose">{answers}</div>']
     if outlook.standings:
         rules = [("", [escape(rule.replace("_", " ")), escape(told)]) for rule, told in outlook.standings.items()]
-        table = _table(["stopping rule", "where it stands"], rules, text_columns={0, 1})
-        parts.append(f'<div class="card prose after">{table}</div>')
+        standing = table(["stopping rule", "where it stands"], rules, text_columns={0, 1})
+        parts.append(f'<div class="card prose after">{standing}</div>')
     told = outlook.cost
     if outlook.expected_gain is not None:
         told = f"The next batch is expected to bring {100 * outlook.expected_gain:+.1f} points. {told}"
@@ -186,25 +153,7 @@ def _class_counts(report: CampaignReport) -> str:
     for name in sorted(counts, key=lambda n: -counts[n]):
         bar = f'<span class="bar" style="width:{18 * counts[name] / largest:.2f}rem"></span>'
         body.append(("", [escape(name), f"{counts[name]:,}", bar]))
-    return _table(["class", "labels", ""], body, text_columns={0, 2})
-
-
-def _table(head: Sequence[str], body: Sequence[tuple[str, list[str]]], text_columns: set[int]) -> str:
-    """`body`: rows of a CSS class and cells that are HTML already."""
-
-    def cells(tag: str, values: Sequence[str]) -> str:
-        styles = [' class="text"' if i in text_columns else "" for i in range(len(values))]
-        return "".join(f"<{tag}{s}>{v}</{tag}>" for s, v in zip(styles, values, strict=True))
-
-    rows = "".join(f'<tr class="{style}">{cells("td", values)}</tr>' for style, values in body)
-    return f"<table><thead><tr>{cells('th', [escape(h) for h in head])}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _picture(pictures: Mapping[str, bytes], name: str, text: str, style: str = "") -> str:
-    if name not in pictures:
-        return '<p class="muted">Nothing measured yet.</p>'
-    data = base64.b64encode(pictures[name]).decode()
-    return f'<figure><img class="{style}" alt="{escape(text)}" src="data:image/png;base64,{data}"></figure>'
+    return table(["class", "labels", ""], body, text_columns={0, 2})
 
 
 def _plain(value: Any) -> Any:

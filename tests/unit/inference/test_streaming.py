@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from services.inference.acquisition import entropy
+from services.common.acquisition import entropy
 from services.inference.embedding import Progress
 from services.inference.metrics import Metrics
 from services.inference.streaming import StreamedScores, highest

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from services.common.acquisition import ACQUISITIONS, acquisition_named, member_probabilities
 from services.common.errors import BadRequest
-from services.inference.acquisition import ACQUISITIONS, acquisition_named, member_probabilities
 
 SURE = [0.98, 0.01, 0.01]
 TORN = [0.50, 0.49, 0.01]

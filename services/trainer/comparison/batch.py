@@ -1,0 +1,39 @@
+"""One round's batch, as a campaign buys it: a share drawn at random, the rest by the strategy."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from services.trainer.config import CampaignConfig
+from services.trainer.strategies import ScoredPool, strategy
+
+
+@dataclass(frozen=True)
+class Batch:
+    # The strategy's choice, then the random draw.
+    ids: tuple[str, ...]
+    drawn_at_random: np.ndarray  # bool (B,)
+
+
+def pick_batch(scored: ScoredPool, config: CampaignConfig, round_no: int) -> Batch:
+    """The same samples that a campaign of this configuration buys in this round."""
+    rng = np.random.default_rng([config.seed, round_no])
+    budget = min(config.batch_of(round_no), len(scored.ids))
+    name = config.strategy_of(round_no)
+    random_count = budget if name == "random" else round(budget * config.random_share)
+    drawn = strategy("random").pick(scored, random_count, rng)
+    chosen = strategy(name).pick(_without(scored, drawn), budget - random_count, rng) if budget > random_count else []
+    return Batch((*chosen, *drawn), np.repeat([False, True], [len(chosen), len(drawn)]))
+
+
+def _without(scored: ScoredPool, drawn: list[str]) -> ScoredPool:
+    """As if `drawn` were bought, their classes not known yet."""
+    taken = set(drawn)
+    rest = [i for i, sample in enumerate(scored.ids) if sample not in taken]
+    return replace(
+        scored,
+        ids=tuple(scored.ids[i] for i in rest),
+        labelled=(*scored.labelled, *drawn),
+        labelled_classes=np.append(scored.labelled_classes, np.full(len(drawn), -1)),
+        scores=None if scored.scores is None else scored.scores[rest],
+    )

@@ -1,0 +1,111 @@
+"""A campaign's loop on stored embeddings: nothing is exported, nothing published, the test samples only report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.trainer.comparison.batch import pick_batch
+from services.trainer.comparison.cells import Point
+from services.trainer.comparison.meter import Cost, measured
+from services.trainer.comparison.scoring import Embedded, members
+from services.trainer.config import CampaignConfig
+from services.trainer.evaluation import evaluate
+from services.trainer.learning import FittedModel, LabelledSamples, Learner, Watch
+from services.trainer.pool import Pool
+from services.trainer.strategies import Kept, ScoredPool, strategy
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all cells on one backbone share."""
+
+    pool_ids: tuple[str, ...]
+    test_ids: tuple[str, ...]
+    # Class index of every pool sample (the simulated oracle) and test sample.
+    truth: Mapping[str, int]
+    class_count: int
+    embedded: Embedded
+    embedding_key: str
+
+    def classes_of(self, ids: tuple[str, ...]) -> np.ndarray:
+        """int64 (n,)"""
+        return np.array([self.truth[i] for i in ids], np.int64)
+
+
+@dataclass
+class _Run:
+    """One cell on its way."""
+
+    config: CampaignConfig
+    study: Study
+    learner: Learner
+    watch: Watch
+    # Of this run alone: what another one has computed would make its queries look cheaper than they are.
+    kept: Kept = field(default_factory=Kept)
+    told: list[str] = field(default_factory=list)
+
+    def scored(self, pool: Pool, model: FittedModel, round_no: int) -> ScoredPool:
+        """What the strategy may see. It reads classes of bought samples only."""
+        embedded, wanted = self.study.embedded, strategy(self.config.strategy_of(round_no))
+        return ScoredPool(
+            ids=pool.unlabelled,
+            labelled=pool.labelled,
+            scores=embedded.scores(model, pool.unlabelled, wanted.acquisition) if wanted.acquisition else None,
+            embeddings=embedded.of,
+            classify=lambda rows: members(model, rows),
+            labelled_classes=self.study.classes_of(pool.labelled),
+            class_count=self.study.class_count,
+            embedding_key=self.study.embedding_key,
+            kept=self.kept,
+            look=lambda: self.watch.progress("pick", 0, 0),
+            tell=self.told.append,
+        )
+
+
+def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> list[Point]:
+    """Buy, fit and evaluate until the budget is spent. The same configuration gives the same curve."""
+    run = _Run(config, study, learner, watch)
+    pool, drawn = Pool(study.pool_ids), np.empty(0, bool)
+    model = learner.initial_model(study.class_count, watch)
+    points = []
+    for round_no in range(1, config.last_round + 1):
+        run.told.clear()
+        with measured() as query:
+            batch = pick_batch(run.scored(pool, model, round_no), config, round_no)
+        pool = Pool(pool.ids, {**pool.labelled_at, **dict.fromkeys(batch.ids, round_no)})
+        drawn = np.append(drawn, batch.drawn_at_random)
+        labelled = LabelledSamples(pool.labelled, study.classes_of(pool.labelled), drawn)
+        with measured() as fit:
+            # One seed for all rounds, as in a campaign: a round's model depends on its labels only.
+            model = learner.fit(labelled, study.class_count, config.seed, watch)
+        points.append(_point(model, study, learner, len(labelled), query, fit, " ".join(run.told), watch))
+        watch.progress("round", round_no, config.last_round)
+    return points
+
+
+def ceiling(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> list[Point]:
+    """The same learner on the labels of the whole pool."""
+    every = LabelledSamples(study.pool_ids, study.classes_of(study.pool_ids), np.ones(len(study.pool_ids), bool))
+    with measured() as fit:
+        model = learner.fit(every, study.class_count, config.seed, watch)
+    return [_point(model, study, learner, len(every), Cost(), fit, "", watch)]
+
+
+def _point(
+    model: FittedModel, study: Study, learner: Learner, labels: int, query: Cost, fit: Cost, told: str, watch: Watch
+) -> Point:
+    truth = study.classes_of(study.test_ids)
+    evaluation = evaluate(learner.probabilities(model, study.test_ids, watch), truth)
+    return Point(
+        labels=labels,
+        accuracy=evaluation.metrics["accuracy"],
+        macro_f1=evaluation.metrics["macro_f1"],
+        ece=evaluation.metrics["ece"],
+        nll=evaluation.metrics["nll"],
+        worst_class_recall=float(np.nanmin(evaluation.recall)),
+        query_cpu_seconds=query.cpu_seconds,
+        query_peak_mb=query.peak_mb,
+        fit_cpu_seconds=fit.cpu_seconds,
+        told=told,
+    )
