@@ -4,17 +4,27 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.comparison.config import load_comparison
 from services.trainer.config import load_config
 from services.trainer.strategies import strategy
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+COMPARISONS = {EXAMPLES / "compare.yaml"}
+
+
+@pytest.mark.parametrize("path", sorted(set(EXAMPLES.glob("*.yaml")) - COMPARISONS), ids=lambda path: path.name)
 def test_an_example_is_valid_and_its_strategies_exist(path: Path) -> None:
     config = load_config(path)
     assert strategy(config.strategy).name == config.strategy
     assert strategy(config.initial.strategy)
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS), ids=lambda path: path.name)
+def test_an_example_of_a_comparison_is_valid_and_its_strategies_exist(path: Path) -> None:
+    config = load_comparison(path)
+    assert all(strategy(name).name == name for name in config.strategies)
 
 
 def test_the_demo_buys_what_the_readme_says() -> None:
