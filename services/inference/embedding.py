@@ -26,6 +26,8 @@ from services.inference.metrics import Metrics
 from services.inference.model import Model, refuse_plain
 
 SHARD = 1024
+# Samples that one thread reads, decodes and runs at a time: a hand-over costs as much as a twentieth of a run.
+STEP = 32
 PROGRESS_SECONDS = 0.5
 # How often to look whether another replica has finished, or has left, what is all that is still missing.
 HELD_POLL_SECONDS = 0.2
@@ -91,7 +93,7 @@ class Embedder:
     async def _batches(
         self, model: Model, samples: SampleStore, backlog: Backlog
     ) -> AsyncGenerator[tuple[Work, np.ndarray], None]:
-        """float32 (n, D) of one batch at a time, in order, while the next ones are being computed."""
+        """float32 (n, D) of one step at a time, in order, while the next ones are being computed."""
         loop = asyncio.get_running_loop()
         ahead: deque[tuple[Work, asyncio.Future[np.ndarray]]] = deque()
         try:
@@ -103,8 +105,8 @@ class Embedder:
                         yield ahead[0][0], await ahead.popleft()[1]
                     await asyncio.sleep(HELD_POLL_SECONDS)
                     continue
-                for first in range(0, len(work.ids), self._batch):
-                    part = work.ids[first : first + self._batch]
+                for first in range(0, len(work.ids), STEP):
+                    part = work.ids[first : first + STEP]
                     ahead.append((work, loop.run_in_executor(self._pool, self._embed, model, samples, part)))
                     if len(ahead) > self._workers:
                         yield ahead[0][0], await ahead.popleft()[1]
@@ -119,14 +121,19 @@ class Embedder:
 
     def _embed(self, model: Model, samples: SampleStore, ids: np.ndarray) -> np.ndarray:
         images = samples.images(unpack(ids))
+        batches = [self._run(model, images[i : i + self._batch]) for i in range(0, len(images), self._batch)]
+        self._metrics.count_images(model.manifest, "embed", len(ids))
+        return np.concatenate(batches)
+
+    def _run(self, model: Model, images: np.ndarray) -> np.ndarray:
+        count = len(images)
         started = time.perf_counter()
         # The last batch is filled up: some kernels round differently for other batch sizes.
-        padding = ((0, self._batch - len(ids)), (0, 0), (0, 0), (0, 0))
-        embeddings = model.embed(np.pad(images, padding) if len(ids) < self._batch else images)
+        padding = ((0, self._batch - count), (0, 0), (0, 0), (0, 0))
+        embeddings = model.embed(np.pad(images, padding) if count < self._batch else images)
         self._metrics.run_seconds.labels(model.name, model.version).observe(time.perf_counter() - started)
-        self._metrics.batch_size.observe(len(ids))
-        self._metrics.count_images(model.manifest, "embed", len(ids))
-        return embeddings[: len(ids)]
+        self._metrics.batch_size.observe(count)
+        return embeddings[:count]
 
 
 def check_size(model: Model, samples: SampleStore) -> None:
