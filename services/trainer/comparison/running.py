@@ -134,6 +134,7 @@ class StoredStudies:
             embeddings=study.embedded.of,
             images=samples.images,
             threads=self._threads,
+            pool_ids=study.pool_ids,
         )
         return study, learner
 
