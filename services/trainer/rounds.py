@@ -19,6 +19,7 @@ from services.common.errors import Conflict, DamagedArtefact
 from services.common.files import digest
 from services.common.registry import Registry
 from services.trainer import promotion, stopping
+from services.trainer.batches import pick_batch
 from services.trainer.campaign import Campaign, Lease, Pick, Round
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.evaluation import evaluate
@@ -170,25 +171,12 @@ class RoundRunner:
         return np.array([class_of.get(i, -1) for i in labelled], np.int64)
 
     def _pick(self, scored: ScoredPool, wanted: int, round_no: int) -> list[Pick]:
-        """The strategy's batch, with a share drawn at random: the rows that may decide on promotion."""
-        config = self._campaign.config
-        rng = np.random.default_rng([config.seed, round_no])
-        budget = min(wanted, len(scored.ids))
-        name = config.strategy_of(round_no)
-        random_count = budget if name == "random" else round(budget * config.random_share)
-        drawn = strategy("random").pick(scored, random_count, rng)
-        taken = set(drawn)
-        rest = [i for i, sample in enumerate(scored.ids) if sample not in taken]
-        remaining = replace(
-            scored,
-            ids=tuple(scored.ids[i] for i in rest),
-            labelled=(*scored.labelled, *drawn),
-            labelled_classes=np.append(scored.labelled_classes, np.full(len(drawn), -1)),
-            scores=None if scored.scores is None else scored.scores[rest],
-        )
-        chosen = strategy(name).pick(remaining, budget - random_count, rng) if budget > random_count else []
+        batch = pick_batch(scored, self._campaign.config, round_no, wanted)
         score_of = {} if scored.scores is None else dict(zip(scored.ids, scored.scores.tolist(), strict=True))
-        return [Pick(i, score_of.get(i), drawn_at_random=i in taken) for i in [*chosen, *drawn]]
+        return [
+            Pick(i, score_of.get(i), drawn_at_random=drawn)
+            for i, drawn in zip(batch.ids, batch.drawn_at_random.tolist(), strict=True)
+        ]
 
     # ---- train_round ---------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.trainer.comparison.batch import pick_batch
+from services.trainer.batches import pick_batch
 from services.trainer.comparison.cells import Point
 from services.trainer.comparison.meter import Cost, measured
 from services.trainer.comparison.scoring import Embedded, members
@@ -72,7 +72,7 @@ def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch
     for round_no in range(1, config.last_round + 1):
         run.told.clear()
         with measured() as query:
-            batch = pick_batch(run.scored(pool, model, round_no), config, round_no)
+            batch = pick_batch(run.scored(pool, model, round_no), config, round_no, config.batch_of(round_no))
         pool = Pool(pool.ids, {**pool.labelled_at, **dict.fromkeys(batch.ids, round_no)})
         drawn = np.append(drawn, batch.drawn_at_random)
         labelled = LabelledSamples(pool.labelled, study.classes_of(pool.labelled), drawn)

@@ -1,4 +1,4 @@
-"""One round's batch, as a campaign buys it: a share drawn at random, the rest by the strategy."""
+"""One round's batch: a share drawn at random, which may decide on promotion, and the rest by the strategy."""
 
 from dataclasses import dataclass, replace
 
@@ -15,10 +15,10 @@ class Batch:
     drawn_at_random: np.ndarray  # bool (B,)
 
 
-def pick_batch(scored: ScoredPool, config: CampaignConfig, round_no: int) -> Batch:
-    """The same samples that a campaign of this configuration buys in this round."""
+def pick_batch(scored: ScoredPool, config: CampaignConfig, round_no: int, wanted: int) -> Batch:
+    """At most `wanted` samples; the same ones whenever the configuration, the round and what is known are."""
     rng = np.random.default_rng([config.seed, round_no])
-    budget = min(config.batch_of(round_no), len(scored.ids))
+    budget = min(wanted, len(scored.ids))
     name = config.strategy_of(round_no)
     random_count = budget if name == "random" else round(budget * config.random_share)
     drawn = strategy("random").pick(scored, random_count, rng)
