@@ -15,7 +15,7 @@ HEADER = """\
 # A pin such as torch==2.13.0 accepts a build of it too (2.13.0+cpu). What only CUDA builds of torch need
 # (nvidia-*, triton) is not listed: torch pins it itself.
 """
-EXTRAS = "trainer,inference-cpu,postgres,demo,dev"
+EXTRAS = "trainer,inference-cpu,postgres,s3,demo,dev"
 CONSTRAINTS = Path("constraints.txt")
 _BUILD_ONLY = re.compile(r"(nvidia|cuda)-.*|triton|querent")
 
