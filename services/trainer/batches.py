@@ -1,11 +1,13 @@
 """One round's batch: a share drawn at random, which may decide on promotion, and the rest by the strategy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from services.trainer.config import CampaignConfig
 from services.trainer.strategies import ScoredPool, strategy
+from services.trainer.strategies.core import in_chunks, mean_probabilities
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ def pick_batch(scored: ScoredPool, config: CampaignConfig, round_no: int, wanted
     drawn = strategy("random").pick(scored, random_count, rng)
     chosen = strategy(name).pick(_without(scored, drawn), budget - random_count, rng) if budget > random_count else []
     return Batch((*chosen, *drawn), np.repeat([False, True], [len(chosen), len(drawn)]))
+
+
+def predictions(scored: ScoredPool, ids: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Sample id -> the newest model's most probable class and its probability, from stored embeddings."""
+    said: dict[str, tuple[int, float]] = {}
+    for some in in_chunks(ids):
+        probabilities = mean_probabilities(scored, scored.embeddings(some))  # (n, C)
+        top = zip(probabilities.argmax(axis=1).tolist(), probabilities.max(axis=1).tolist(), strict=True)
+        said.update(zip(some, top, strict=True))
+    return said
 
 
 def _without(scored: ScoredPool, drawn: list[str]) -> ScoredPool:

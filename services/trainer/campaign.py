@@ -31,6 +31,9 @@ class Pick:
     # Higher: more worth labelling; None when the strategy gives no score.
     score: float | None
     drawn_at_random: bool
+    # What the newest model said of it when it was asked for, and how sure it was; None before there was one.
+    predicted: int | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

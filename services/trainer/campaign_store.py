@@ -165,6 +165,8 @@ class CampaignStore(Transactions):
                         rank=rank,
                         score=pick.score,
                         drawn_at_random=pick.drawn_at_random,
+                        predicted=pick.predicted,
+                        confidence=pick.confidence,
                     )
                 )
             row.state = "labelling"
@@ -178,7 +180,7 @@ class CampaignStore(Transactions):
             rows = session.scalars(
                 select(PickRow).where(PickRow.campaign == name, PickRow.round_no == round_no).order_by(PickRow.rank)
             )
-            return [Pick(r.sample_id, r.score, r.drawn_at_random) for r in rows]
+            return [Pick(r.sample_id, r.score, r.drawn_at_random, r.predicted, r.confidence) for r in rows]
 
     def save_labels(self, lease: Lease, round_no: int, answers: Sequence[Answer], class_count: int) -> None:
         """Write all answers of a round in one transaction; the round can then be trained.

@@ -19,7 +19,7 @@ from services.common.errors import Conflict, DamagedArtefact
 from services.common.files import digest
 from services.common.registry import Registry
 from services.trainer import promotion, stopping
-from services.trainer.batches import pick_batch
+from services.trainer.batches import pick_batch, predictions
 from services.trainer.campaign import Campaign, Lease, Pick, Round
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.evaluation import evaluate
@@ -172,9 +172,11 @@ class RoundRunner:
 
     def _pick(self, scored: ScoredPool, wanted: int, round_no: int) -> list[Pick]:
         batch = pick_batch(scored, self._campaign.config, round_no, wanted)
+        # Round 1 picks with the zero head of round 0, which predicts nothing.
+        said = predictions(scored, batch.ids) if round_no > 1 else {}
         score_of = {} if scored.scores is None else dict(zip(scored.ids, scored.scores.tolist(), strict=True))
         return [
-            Pick(i, score_of.get(i), drawn_at_random=drawn)
+            Pick(i, score_of.get(i), drawn, *said.get(i, (None, None)))
             for i, drawn in zip(batch.ids, batch.drawn_at_random.tolist(), strict=True)
         ]
 
@@ -292,6 +294,7 @@ class RoundRunner:
         evaluation = evaluate(probabilities, self._tools.test_truth)
         report["metrics"]["test"] = evaluation.metrics
         report["confusion"] = evaluation.confusion.tolist()
+        report["reliability"] = evaluation.reliability.as_json()
         right = list(model.out_of_fold.values())
         if right:
             report["metrics"]["random_slice"] = {"accuracy": sum(right) / len(right), "rows": float(len(right))}

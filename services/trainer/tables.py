@@ -60,6 +60,9 @@ class PickRow(Base):
     rank: Mapped[int] = mapped_column(Integer)
     score: Mapped[float | None] = mapped_column(Float)
     drawn_at_random: Mapped[bool] = mapped_column(Boolean)
+    # Class index and probability by the newest model when the sample was asked for.
+    predicted: Mapped[int | None] = mapped_column(Integer)
+    confidence: Mapped[float | None] = mapped_column(Float)
 
 
 class LabelRow(Base):

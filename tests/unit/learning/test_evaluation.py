@@ -1,9 +1,11 @@
 """Metrics against values computed by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
-from services.trainer.evaluation import evaluate, expected_calibration_error, macro_f1
+from services.trainer.evaluation import Reliability, class_scores, evaluate, expected_calibration_error, macro_f1
 
 # Predicted 0, 0, 1, 1 for truth 0, 1, 1, 1; class 2 is in neither.
 PROBABILITIES = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0]], np.float32)
@@ -51,3 +53,26 @@ def test_no_samples_have_no_metrics():
     result = evaluate(np.empty((0, 3)), np.empty(0, np.int64))
     assert result.metrics == {}
     assert result.confusion.tolist() == [[0] * 3] * 3
+
+
+def test_reliability_bins_count_every_sample_once_and_give_the_ece():
+    # Two samples in the last of 15 bins, one of them right; one in (9/15, 10/15], wrong.
+    probabilities = np.array([[0.95, 0.05], [0.03, 0.97], [0.62, 0.38]])
+    bins = evaluate(probabilities, np.array([0, 0, 1])).reliability
+    assert {i: int(n) for i, n in enumerate(bins.counts) if n} == {14: 2, 9: 1}
+    assert (bins.accuracy[14], bins.accuracy[9]) == (0.5, 0.0)
+    assert (bins.confidence[14], bins.confidence[9]) == (pytest.approx(0.96), pytest.approx(0.62))
+    assert bins.ece == pytest.approx((2 * 0.46 + 0.62) / 3)
+
+
+def test_reliability_survives_json():
+    bins = evaluate(PROBABILITIES, TRUTH).reliability
+    again = Reliability.from_json(json.loads(json.dumps(bins.as_json())))
+    assert again.ece == bins.ece
+    assert again.counts.tolist() == bins.counts.tolist()
+
+
+def test_class_scores_are_those_of_the_confusion_matrix():
+    scores = class_scores(np.array([[1, 0, 0], [1, 2, 0], [0, 0, 0]]))
+    assert scores.support.tolist() == [1, 3, 0]
+    np.testing.assert_allclose(scores.f1, [2 / 3, 4 / 5, np.nan])

@@ -1,10 +1,12 @@
 import time
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 
 from services.common.errors import BadRequest, Conflict, LeaseLost, NotFound
 from services.trainer.campaign import Pick, Round
+from services.trainer.campaign_store import CampaignStore
+from services.trainer.database import open_database
 from services.trainer.oracle import Answer
 from services.trainer.tables import Base
 from tests.unit.trainer.conftest import make_config
@@ -165,3 +167,25 @@ def test_the_migrations_make_the_schema_that_the_code_uses(engine, tmp_path):
         return {n: sorted((c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(n)) for n in names}
 
     assert shape(engine) == shape(from_code)
+
+
+def test_a_database_from_before_predictions_were_kept_is_brought_up_to_date(store, engine, campaign, lease, tmp_path):
+    picked(store, lease)
+    with engine.begin() as connection:  # as version 0002 left it
+        for column in ("predicted", "confidence"):
+            connection.execute(text(f"ALTER TABLE picks DROP COLUMN {column}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    again = open_database(f"sqlite:///{tmp_path}/trainer.db")
+    picks = CampaignStore(again).picks(campaign.name, 1)
+    assert [(p.sample_id, p.score, p.predicted, p.confidence) for p in picks] == [
+        ("a", 0.5, None, None),
+        ("b", 0.5, None, None),
+    ]
+    again.dispose()
+
+
+def test_what_was_said_of_a_pick_is_kept(store, lease, campaign):
+    store.begin_round(lease, 2, "margin")
+    said = Pick("a", 0.5, False, predicted=1, confidence=0.75)
+    store.save_picks(lease, 2, [said], {}, None)
+    assert store.picks(campaign.name, 2) == [said]

@@ -1,5 +1,6 @@
 """The story of a round over a real database and a real registry, with fakes at the ports to inference and torch."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ from services.common.errors import Conflict, DamagedArtefact, LeaseLost
 from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
+from services.trainer.evaluation import Reliability
 from services.trainer.leases import LeaseStore
 from services.trainer.oracle import SimulatedOracle
 from services.trainer.rounds import PROMOTE, STEPS, RoundRunner, Tools
@@ -283,11 +285,11 @@ def test_a_worker_that_starts_anew_before_every_round_buys_the_same(name, engine
     assert bought("kept", False) == bought("lost", True)
 
 
-def test_the_head_is_read_for_strategies_that_ask_and_once_a_round(store, leases, registry, tools, monkeypatch):
-    read = []
+def test_the_head_is_read_once_a_round_and_not_before_there_is_a_model(store, leases, registry, tools, monkeypatch):
     head = tools.exporter.head
-    monkeypatch.setattr(tools.exporter, "head", lambda folder: read.append(folder.name) or head(folder))
-    for strategy_name, expected in (("margin", []), ("class_balanced", ["2", "3"])):
+    for strategy_name in ("margin", "class_balanced"):
+        read = []
+        monkeypatch.setattr(tools.exporter, "head", lambda folder, read=read: read.append(folder.name) or head(folder))
         campaign = store.create(make_config(strategy=strategy_name), "source", ["cat", "dog"])
 
         def make(watch=None, campaign=campaign):
@@ -295,7 +297,31 @@ def test_the_head_is_read_for_strategies_that_ask_and_once_a_round(store, leases
             return RoundRunner(store, registry, campaign, tools, lease, RecordingWatch()), lease
 
         run_rounds(store, leases, make, campaign.name, 3)
-        assert read == expected  # the newest published version each time
+        assert read == ["2", "3"]  # the newest published version each time
+
+
+def test_what_the_model_said_of_a_pick_is_kept_as_it_was_when_it_was_asked_for(
+    store, leases, make_runner, campaign, tools, registry, pool
+):
+    run_rounds(store, leases, make_runner, campaign.name, 3)
+    assert {(p.predicted, p.confidence) for p in store.picks(campaign.name, 1)} == {(None, None)}
+    for round_no in (2, 3):
+        picks = store.picks(campaign.name, round_no)
+        head = tools.exporter.head(registry.version_dir(campaign.name, round_no))  # version = round before + 1
+        said = head(pool.embeddings([p.sample_id for p in picks])).mean(axis=1)
+        assert [p.predicted for p in picks] == said.argmax(axis=1).tolist()
+        assert [p.confidence for p in picks] == pytest.approx(said.max(axis=1).tolist())
+
+
+def test_a_round_keeps_the_bins_of_its_reliability(store, leases, registry, make_runner, campaign, tools):
+    run_rounds(store, leases, make_runner, campaign.name, 2)
+    done = store.round(campaign.name, 2).report
+    kept = Reliability.from_json(done["reliability"])
+    assert kept.counts.sum() == len(tools.test_ids)
+    assert kept.ece == pytest.approx(done["metrics"]["test"]["ece"])
+    # The version that was published says the same: a crash after it loses nothing.
+    published = json.loads((registry.version_dir(campaign.name, 3) / "report.json").read_bytes())
+    assert published["reliability"] == done["reliability"]
 
 
 def test_a_strategy_gets_the_classes_of_what_was_bought_and_of_nothing_else(
