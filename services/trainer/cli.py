@@ -273,9 +273,14 @@ def delete(
 
 @app.command()
 def report(campaign: MaybeCampaignName = None) -> None:
-    """Write a campaign's report again."""
-    stores = wiring.open_stores(wiring.settings())
-    folder = write_campaign_report(stores.campaigns, _named(campaign).name, wiring.settings().reports_dir)
+    """Write a campaign's report again, at any time: as a page, as PNG pictures, as CSV and as JSON.
+
+    Example: al-trainer report pets-1
+    """
+    settings = wiring.settings()
+    stores = wiring.open_stores(settings)
+    folders = wiring.report_folders(settings)
+    folder = write_campaign_report(stores.campaigns, stores.registry, folders, _named(campaign).name)
     console.print(f"report: {folder / 'report.html'}", highlight=False)
 
 

@@ -8,6 +8,7 @@ from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
 from services.trainer.label_imports import LabelImports
 from services.trainer.leases import LeaseStore
+from services.trainer.reporting import Folders
 from services.trainer.settings import Settings
 
 
@@ -24,6 +25,10 @@ class Stores:
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     return Settings()
+
+
+def report_folders(config: Settings) -> Folders:
+    return Folders(config.reports_dir, config.sources_dir, config.data_dir)
 
 
 def open_stores(config: Settings) -> Stores:

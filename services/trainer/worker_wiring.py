@@ -29,7 +29,7 @@ from services.trainer.settings import Settings
 from services.trainer.strategies import Kept
 from services.trainer.task_runner import TaskRunner
 from services.trainer.variants import Variants
-from services.trainer.wiring import open_stores, settings
+from services.trainer.wiring import open_stores, report_folders, settings
 from services.trainer.worker import worker_name
 
 PARITY_IMAGES = 256
@@ -41,7 +41,7 @@ def build_task_runner(config: Settings, on_step: OnStep = ignore_step) -> TaskRu
     toolbox = _Toolbox(config, stores.registry)
 
     def report(campaign: Campaign, reason: str) -> None:
-        write_campaign_report(stores.campaigns, campaign.name, config.reports_dir, reason)
+        write_campaign_report(stores.campaigns, stores.registry, report_folders(config), campaign.name, reason)
 
     return TaskRunner(
         store=stores.campaigns,

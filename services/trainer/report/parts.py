@@ -6,10 +6,10 @@ from html import escape
 
 STYLE = """
 :root { --ink: #1f2933; --muted: #5b6875; --paper: #f7f9fb; --card: #ffffff; --line: #e3e8ee; --accent: #2563eb;
-  --good: #047857; }
+  --good: #047857; --bad: #c02626; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6ebf0; --muted: #9aa7b4; --paper: #12171d; --card: #1a2129; --line: #2b3540;
-    --accent: #7cabff; --good: #5ad1a4; } }
+    --accent: #7cabff; --good: #5ad1a4; --bad: #ff8f8f; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -50,5 +50,8 @@ def table(head: Sequence[str], body: Sequence[tuple[str, list[str]]], text_colum
 def picture(pictures: Mapping[str, bytes], name: str, text: str, style: str = "") -> str:
     if name not in pictures:
         return '<p class="muted">Nothing measured yet.</p>'
-    data = base64.b64encode(pictures[name]).decode()
-    return f'<figure><img class="{style}" alt="{escape(text)}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure><img class="{style}" alt="{escape(text)}" src="{png_uri(pictures[name])}"></figure>'
+
+
+def png_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
