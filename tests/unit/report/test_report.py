@@ -188,7 +188,7 @@ def test_the_gallery_shows_what_was_asked_and_marks_what_was_wrong(report: Campa
     page = page_of(report, {shown.sample_id: "data:image/png;base64,AAAA"})
     assert "40 images asked for; the model was wrong about 14 of 40; the 24 highest scores shown" in page
     assert "40 images asked for; no model yet; the 24 first shown" in page
-    card = page[page.index(f'title="{shown.sample_id}"') :]
+    card = page[page.index(f': {shown.sample_id}"') :]
     card = card[: card.index('<div class="one')]
     assert 'src="data:image/png;base64,AAAA"' in card
     for text in ("horse", "50%", "✗ frog", "score 0.8571"):

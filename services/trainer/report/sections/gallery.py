@@ -10,13 +10,14 @@ details { margin-top: .8rem; } summary { cursor: pointer; padding: .35rem 0; }
 summary b { font-weight: 650; }
 .asked { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.6rem, 1fr)); gap: .6rem; margin-top: .5rem; }
 .asked .one { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; overflow: hidden;
-  font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
+  font-size: .77rem; line-height: 1.4; }
 .asked .one.wrong { border-color: var(--bad); }
 .asked img, .asked .gone { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
 .asked img.small { image-rendering: pixelated; }
 .asked .gone { display: grid; place-items: center; color: var(--muted); background: var(--line); text-align: center; }
-.asked .said { padding: .35rem .5rem .45rem; } .asked .said div { display: flex; gap: .3rem; align-items: baseline; }
-.asked .said .at { margin-left: auto; color: var(--muted); font-size: .72rem; }
+.asked .said { padding: .35rem .45rem .45rem; } .asked .said div { display: flex; gap: .25rem; align-items: baseline; }
+.asked .said span, .asked .said b { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.asked .said .at { flex: none; margin-left: auto; color: var(--muted); font-size: .7rem; }
 .bad { color: var(--bad); } .ok { color: var(--good); }
 """
 
@@ -63,11 +64,10 @@ def _card(it: Asked, image: str | None) -> str:
     how = "drawn at random" if it.drawn_at_random else "" if it.score is None else f"score {it.score:.4f}"
     if how:
         said.append(f'<div class="muted">{how}</div>')
-    # An id says nothing to most readers; a hover gives it to those who look for the file.
-    return (
-        f'<div class="one{" wrong" if it.wrong else ""}" title="{escape(it.sample_id)}">{_image(it, image)}'
-        f'<div class="said">{"".join(said)}</div></div>'
-    )
+    # An id says nothing to most readers: a hover gives it to those who look for the file, and long names whole.
+    hover = escape(f"{it.predicted or 'no prediction'}, {it.answer or 'not answered'}: {it.sample_id}")
+    style = "one wrong" if it.wrong else "one"
+    return f'<div class="{style}" title="{hover}">{_image(it, image)}<div class="said">{"".join(said)}</div></div>'
 
 
 def _image(it: Asked, image: str | None) -> str:
