@@ -14,10 +14,13 @@ from rich.console import Console
 
 from services.common.manifest import VariantCheck
 from services.trainer.report.asked import Asked, AskedRound
+from services.trainer.report.classes import class_shares
 from services.trainer.report.content import CampaignReport, ForecastCurve, Outlook, VariantRow
 from services.trainer.report.page import render_page
 from services.trainer.report.pictures import Pictures
-from services.trainer.report.plots.canvas import LIGHT
+from services.trainer.report.plots.bought import bought_by_round
+from services.trainer.report.plots.canvas import LIGHT, as_label
+from services.trainer.report.plots.confusion import confusion_shares
 from services.trainer.report.plots.learning import learning_curve
 from services.trainer.report.table import rounds_table
 from services.trainer.report.tables import classes_csv, picks_csv, rounds_csv
@@ -236,3 +239,15 @@ def test_the_csv_files_hold_every_class_and_every_pick(report: CampaignReport) -
     picks = list(csv.DictReader(io.StringIO(picks_csv(report))))
     assert len(picks) == 6 * 40
     assert (picks[0]["score"], picks[0]["predicted"], picks[-1]["answer"]) == ("", "", "truck")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_matplotlib_would_take_for_something_else_are_drawn(report: CampaignReport) -> None:
+    names = (r"$\frac$", "_hidden", "a very long name indeed", *report.classes[3:])
+    bought = {1: dict.fromkeys(names, 10)}
+    odd = replace(report, classes=names, bought=bought, pool_shares={})
+    shares = class_shares(odd)
+    assert shares is not None
+    assert bought_by_round(shares, LIGHT)
+    assert confusion_shares(odd, LIGHT)
+    assert [as_label(name) for name in names[:3]] == [r"\$\frac\$", " _hidden", "a very long name …"]

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 WIDTH, HEIGHT = 5.0, 3.9
 _DPI = 150
 _TEXT = 9.0
+_LONGEST_NAME = 18
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,12 @@ def label_ticks(axes: Axes, labels: Sequence[int]) -> None:
         axes.set_xticks(labels)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+
+
+def as_label(name: str) -> str:
+    """A class's name as matplotlib can take it: short, no formula, and not hidden from legends by an underscore."""
+    shown = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return f"{' ' if shown.startswith('_') else ''}{shown}".replace("$", r"\$")
 
 
 def png(drawn: Figure) -> bytes:

@@ -7,14 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from services.trainer.report.content import CampaignReport
-from services.trainer.report.plots.canvas import Theme, axes_of, figure, png, title
+from services.trainer.report.plots.canvas import Theme, as_label, axes_of, figure, png, title
 
 # Beyond these a cell has no room for a number, and a line none for a name.
 MOST_NUMBERS = 20
 MOST_NAMES = 50
 # Beyond this two matrices do not fit beside each other.
 MOST_IN_HALF_A_PAGE = 12
-_LONGEST_NAME = 18
 
 
 def confusion_shares(report: CampaignReport, theme: Theme) -> bytes:
@@ -67,14 +66,12 @@ def _mark(axes: Axes, classes: Sequence[str]) -> None:
     """Names, or class numbers where names would run into each other."""
     if len(classes) <= MOST_NAMES:
         ticks = list(range(len(classes)))
-        names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in classes]
+        names = [as_label(name) for name in classes]
         size = 8.5 if len(classes) <= 20 else 6.5
     else:
         step = int(10 ** np.floor(np.log10(len(classes) / 2)))
         ticks = list(range(0, len(classes), step))
         names, size = [str(i) for i in ticks], 8.0
-    # A dollar sign would begin a formula.
-    names = [name.replace("$", r"\$") for name in names]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(ticks, names, fontsize=size)
 
