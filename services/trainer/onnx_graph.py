@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from services.trainer.folding import folded
 from services.trainer.learning import SHORTEST, Head
 
 OPSET = 18
@@ -18,28 +19,19 @@ _PREFIX = "head/"
 
 
 def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
-    """`embedding` (N, D) -> `probabilities` (N, C), `logits` (N, K, C): exactly Head.logits and Head.probabilities."""
-    members, classes, size = head.weights.shape
-    between, of_between, features = _features(head)
-    constants = {
-        "mean": head.mean.astype(np.float32),
-        "scale": head.scale.astype(np.float32),
-        **of_between,
-        # (D, K * C): all members in one product.
-        "weights": head.weights.reshape(members * classes, size).T.astype(np.float32),
-        "biases": head.biases.reshape(-1).astype(np.float32),
-        "temperature": np.array(head.temperature, np.float32),
+    """`embedding` (N, D) -> `probabilities` (N, C), `logits` (N, K, C): Head.logits and Head.probabilities.
+
+    Pool scoring spends most of its time in here: what is linear is one product (see folding.py).
+    """
+    members, classes, _ = head.weights.shape
+    of_layers, constants, sums = _layers(head)
+    constants |= {
         "by_member": np.array([-1, members, classes], np.int64),
         "member_axis": np.array([1], np.int64),
     }
     nodes = [
-        _node("Sub", ["embedding", "mean"], "centred"),
-        _node("Div", ["centred", "scale"], "standard"),
-        *between,
-        _node("MatMul", [features, "weights"], "products"),
-        _node("Add", ["products", "biases"], "sums"),
-        _node("Div", ["sums", "temperature"], "scaled"),
-        _node("Reshape", ["scaled", "by_member"], "logits"),
+        *of_layers,
+        _node("Reshape", [sums, "by_member"], "logits"),
         _node("Softmax", ["logits"], "by_softmax", axis=-1),
         _node("ReduceMean", ["by_softmax", "member_axis"], "probabilities", keepdims=0),
     ]
@@ -57,11 +49,23 @@ def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
     return model
 
 
-def _features(head: Head) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
-    """Head.features from `standard` on: nodes, their constants, and the name of what the linear maps get."""
+def _layers(head: Head) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
+    """From `embedding` to the logits of all members side by side: nodes, their constants, and the name of the result."""
+    plain = folded(head)
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, np.ndarray] = {}
-    last = "standard"
+    last = "embedding"
+
+    def add(operator: str, output: str, **parameters: np.ndarray) -> None:
+        nonlocal last
+        nodes.append(_node(operator, [last, *parameters], output))
+        constants.update({name: values.astype(np.float32) for name, values in parameters.items()})
+        last = output
+
+    if plain.mean is not None:
+        add("Sub", "centred", mean=plain.mean)
+    if plain.scale is not None:
+        add("Div", "standard", scale=plain.scale)
     if head.unit:
         constants |= {"feature_axis": np.array([1], np.int64), "shortest": np.array(SHORTEST, np.float32)}
         nodes += [
@@ -70,17 +74,10 @@ def _features(head: Head) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], 
             _node("Div", [last, "length"], "direction"),
         ]
         last = "direction"
-    if head.hidden is not None:
-        constants |= {
-            "hidden_weights": head.hidden.weights.T.astype(np.float32),
-            "hidden_biases": head.hidden.biases.astype(np.float32),
-        }
-        nodes += [
-            _node("MatMul", [last, "hidden_weights"], "hidden_products"),
-            _node("Add", ["hidden_products", "hidden_biases"], "hidden_sums"),
-            _node("Relu", ["hidden_sums"], "activated"),
-        ]
-        last = "activated"
+    for layer in plain.layers[:-1]:
+        add("Gemm", "hidden_sums", hidden_weights=layer.weights.T, hidden_biases=layer.biases)
+        add("Relu", "activated")
+    add("Gemm", "sums", weights=plain.layers[-1].weights.T, biases=plain.layers[-1].biases)
     return nodes, constants, last
 
 
