@@ -63,8 +63,8 @@ lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 	$(BIN)/python scripts/lock.py $(TORCH)
 
 ##@ Measure it
-.PHONY: bench bench-accuracy bench-heads bench-serving bench-pool bench-strategies
-bench: bench-accuracy bench-heads bench-serving bench-pool bench-strategies ## Every benchmark
+.PHONY: bench bench-accuracy bench-heads bench-serving bench-pool bench-strategies bench-al
+bench: bench-accuracy bench-heads bench-serving bench-pool bench-strategies bench-al ## Every benchmark
 
 bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
 	$(BIN)/python -m tests.bench.accuracy --csv docs/benchmarks/vgg16-accuracy.csv
@@ -80,6 +80,10 @@ bench-pool: $(DEV_VENV) ## ScorePool over a million stored embeddings, and cold 
 
 bench-strategies: $(DEV_VENV) ## One query of each strategy on 50,000 made-up embeddings: CPU seconds and memory
 	$(BIN)/python -m tests.bench.strategies --csv docs/benchmarks/strategies.csv
+
+bench-al: $(DEV_VENV) ## Active learning beside scikit-activeml and modAL: a query's cost, and accuracy (needs the images and the weights)
+	$(BIN)/python -m tests.bench.al_query --csv docs/benchmarks/al-query.csv
+	$(BIN)/python -m tests.bench.al_accuracy --csv docs/benchmarks/al-accuracy.csv
 
 ##@ Tidy up
 .PHONY: clean clean-state help

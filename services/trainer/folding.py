@@ -1,12 +1,12 @@
 """A head as plain layers: standardisation and temperature become part of the weights, where that costs no accuracy.
 
 (x - mean) / scale, the product and the division by the temperature are linear, so one product does for all of them:
-weights' = weights / scale / temperature, biases' = biases / temperature - weights' @ mean. The mean is another matter in
-float32. Folded, each logit adds up the terms weights'_d x_d in the place of weights'_d (x_d - mean_d): what is new in
-any partial sum is at most M = sum_d |weights'_d mean_d|, which the biases take away again. Each of the D roundings errs by
-up to u = 2^-24 of the partial sum, in either direction, so that together they come to about sqrt(D) u M (Higham & Mary,
-"A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, 2019; D u M if all went one way).
-Heads on real embeddings stay below 4e-5 (M up to 20). A dimension that hardly changes has a tiny scale and makes
+weights' = weights / scale / temperature, biases' = biases / temperature - weights' @ mean. The mean is another matter
+in float32. Folded, each logit adds up the terms weights'_d x_d in the place of weights'_d (x_d - mean_d): what is new
+in any partial sum is at most M = sum_d |weights'_d mean_d|, which the biases take away again. Each of the D roundings
+errs by up to u = 2^-24 of the partial sum, in either direction, so that together they come to about sqrt(D) u M (Higham
+& Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, 2019; D u M if all went one
+way). Heads on real embeddings stay below 4e-5 (M up to 20). A dimension that hardly changes has a tiny scale and makes
 M huge: the mean of such a head is subtracted first, as it stands.
 """
 

@@ -50,7 +50,7 @@ def head_graph(head: Head, ir_version: int = IR_VERSION) -> onnx.ModelProto:
 
 
 def _layers(head: Head) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
-    """From `embedding` to the logits of all members side by side: nodes, their constants, and the name of the result."""
+    """From `embedding` to the logits of all members side by side: nodes, their constants, the name of the result."""
     plain = folded(head)
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, np.ndarray] = {}

@@ -12,11 +12,11 @@ Beside them plain numpy (and scikit-learn) written down as the papers have it, a
 import argparse
 import csv
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from services.trainer.learning import Head
 from services.trainer.onnx_graph import head_graph
 from services.trainer.parity import session
 from services.trainer.strategies import STRATEGIES, Kept, ScoredPool
+from tests.bench.peers import PEERS, Query
 
 CLASSES, LABELLED, GROUPS = 10, 200, 100
 _BLOCK = 1024
@@ -50,10 +51,18 @@ class World:
         weights = np.stack([centers[c::CLASSES].mean(axis=0) for c in range(CLASSES)])
         noise = rng.standard_normal((members, CLASSES, size), np.float32) * 0.05
         self.head = Head(
-            "made-up", np.zeros(size), np.ones(size), (weights + noise) / 30, np.zeros((members, CLASSES), np.float32)
+            kind="made-up",
+            mean=self.points[:LABELLED].mean(axis=0),
+            scale=self.points[:LABELLED].std(axis=0),
+            weights=(weights + noise) / 30,
+            biases=np.zeros((members, CLASSES), np.float32),
         )
         network = session(head_graph(self.head).SerializeToString(), 1)
-        self.classify = lambda rows: member_probabilities(network.run(["logits"], {"embedding": rows})[0])
+        if members == 1:  # as in services.inference.streaming
+            self.classify = lambda rows: network.run(["probabilities"], {"embedding": rows})[0][:, None]
+        else:
+            self.classify = lambda rows: member_probabilities(network.run(["logits"], {"embedding": rows})[0])
+        self.classify(self.points[:_BLOCK])  # as a service runs a version before it serves it
 
     def start(self) -> None:
         """The clock and the scales; a peer's imports and the fit of its own model come before."""
@@ -146,48 +155,15 @@ def _distances(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(squared[:, None] + squared - 2 * rows @ rows.T, 0))
 
 
-def peer(query: str) -> Callable[[World, np.ndarray, int], np.ndarray]:
-    """A strategy of scikit-activeml on the same pool: a logistic head of its own, fitted outside the clock."""
-
-    def run(world: World, labelled: np.ndarray, batch: int) -> np.ndarray:
-        from skactiveml import pool
-        from skactiveml.classifier import SklearnClassifier
-        from sklearn.linear_model import LogisticRegression
-
-        y = np.full(len(world.points), np.nan)
-        y[labelled] = world.classes[labelled]
-        model = SklearnClassifier(LogisticRegression(C=0.01, max_iter=50), classes=list(range(CLASSES)))
-        model.fit(world.points[labelled], y[labelled])
-        it = {
-            "margin": lambda: pool.UncertaintySampling(method="margin_sampling", random_state=0),
-            "k_center": lambda: pool.CoreSet(random_state=0),
-            "badge": lambda: pool.Badge(random_state=0),
-            "typiclust": lambda: pool.TypiClust(random_state=0),
-        }[query]()
-        more = {"clf": model, "fit_clf": False} if query in ("margin", "badge") else {}
-        world.start()
-        return np.asarray(it.query(world.points, y, batch_size=batch, **more))
-
-    return run
-
-
-def modal_margin(world: World, labelled: np.ndarray, batch: int) -> np.ndarray:
-    from modAL.uncertainty import margin_sampling
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=0.01, max_iter=50).fit(world.points[labelled], world.classes[labelled])
-    world.start()
-    return np.asarray(margin_sampling(model, world.points, n_instances=batch)[0])
-
-
-BESIDE: dict[str, Callable[[World, np.ndarray, int], np.ndarray]] = {
+NUMPY: dict[str, Query] = {
     "numpy margin": plain_margin,
     "numpy k_center": plain_k_center,
     "numpy badge": plain_badge,
     "scikit-learn typiclust": plain_typiclust,
-    "modAL margin": modal_margin,
-    **{f"scikit-activeml {name}": peer(name) for name in ("margin", "k_center", "badge", "typiclust")},
 }
+BESIDE: dict[str, Query] = NUMPY | {name: query for peers in PEERS.values() for name, query in peers.items()}
+# The other peers are in `make bench-al`.
+SHOWN = [*STRATEGIES, *NUMPY, *(name for of in ("margin", "k_center", "badge", "typiclust") for name in PEERS[of])]
 
 
 # ---- one measurement, in a process of its own ------------------------------------------------------------
@@ -232,7 +208,7 @@ def main() -> None:
     arguments.add_argument("--rows", type=int, default=50_000)
     arguments.add_argument("--size", type=int, default=1280)
     arguments.add_argument("--batch", type=int, default=100)
-    arguments.add_argument("--only", nargs="*", default=[*STRATEGIES, *BESIDE], help="strategies, by name")
+    arguments.add_argument("--only", nargs="*", default=SHOWN, help="strategies, by name")
     arguments.add_argument("--limit", type=int, default=300, help="seconds after which a measurement is given up")
     arguments.add_argument("--csv", type=Path, help="write the table to this file")
     arguments.add_argument("--one", help=argparse.SUPPRESS)
@@ -241,7 +217,7 @@ def main() -> None:
         with threadpool_limits(1):
             print(json.dumps(measure(given.one, given.rows, given.size, given.batch)))
         return
-    found = [_in_a_process(name, given) for name in given.only]
+    found = [in_a_process(name, given.rows, given.size, given.batch, given.limit) for name in given.only]
     _show(found, f"one query on {given.rows:,} x {given.size:,}, batch {given.batch}; CPU seconds, one thread")
     if given.csv:
         with given.csv.open("w", newline="") as file:
@@ -250,17 +226,26 @@ def main() -> None:
             table.writerows(_rounded(row) for row in found)
 
 
-def _in_a_process(name: str, given: argparse.Namespace) -> dict[str, float | str]:
-    shape = ["--rows", str(given.rows), "--size", str(given.size), "--batch", str(given.batch)]
+def in_a_process(
+    name: str, rows: int, size: int, batch: int, limit_s: float, memory_gb: float | None = None
+) -> dict[str, float | str]:
+    """What `measure` says; a `note` in its place where it took too long or too much. One thread, before any import."""
+    shape = ["--rows", str(rows), "--size", str(size), "--batch", str(batch)]
     command = [sys.executable, "-m", "tests.bench.strategies", "--one", name, *shape]
+    bounded = [] if memory_gb is None else ["prlimit", f"--as={int(memory_gb * 2**30)}"]
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=given.limit)
+        done = subprocess.run(
+            [*bounded, *command], capture_output=True, text=True, timeout=limit_s, env={**os.environ, **one_thread}
+        )
     except subprocess.TimeoutExpired:
-        return {"strategy": name, "note": f"not done after {given.limit} s"}
+        return {"strategy": name, "note": f"no: not done after {limit_s:g} s"}
     if done.returncode:
+        if "MemoryError" in done.stderr or done.returncode == -9:
+            return {"strategy": name, "note": "no: out of memory" + (f" at {memory_gb:g} GB" if memory_gb else "")}
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-        return {"strategy": name, "note": last[:80]}
-    measured: dict[str, float | str] = json.loads(done.stdout)
+        return {"strategy": name, "note": f"no: {last[:80]}"}
+    measured: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 

@@ -3,9 +3,9 @@
 The sample is the one of smallest margin among those that the model predicts to be of that class, so that the batch
 fills up what earlier batches left short; compare Bengar, van de Weijer, Fuentes & Raducanu, "Class-balanced active
 learning for image classification", WACV 2022, who solve it as an integer program. Samples are predicted in the order of
-their margins, as far down as the batch needs: O(N log N), and O(n C D) for the n that are looked at, all N when the model
-predicts a wanted class nowhere. Of use where classes are rare; where they are balanced it costs a little against the
-plain margin.
+their margins, as far down as the batch needs: O(N log N), and O(n C D) for the n that are looked at, all N when the
+model predicts a wanted class nowhere. Of use where classes are rare; where they are balanced it costs a little against
+the plain margin.
 """
 
 from collections import defaultdict, deque

@@ -61,8 +61,8 @@ class _Balls:
         for _, columns, within in _pairs_within(centers, self.points, self.radius, pool):
             inside[0, columns] |= within.any(axis=0)
         union = np.zeros_like(self.members[:1])
-        _fill(union, slice(1), slice(0, len(self.points)), inside)
-        return union[0]
+        _put(union, slice(1), slice(0, len(self.points)), np.packbits(inside, axis=1))
+        return np.asarray(union[0])
 
 
 def _kept_balls(land: Landscape, pool: ScoredPool) -> _Balls:
@@ -82,27 +82,42 @@ def _balls(land: Landscape, pool: ScoredPool) -> _Balls:
     radius = pure_radius(points, pseudo, pool)
     members = np.zeros((len(points), 8 * -(-len(points) // 64)), np.uint8)  # whole words of 64 bits
     for rows, columns, within in _pairs_within(points, points, radius, pool, upper=True):
-        _fill(members, rows, columns, within)
-        if columns.start > rows.start:
-            _fill(members, columns, rows, within.T)
+        bits = np.packbits(within, axis=1)
+        _put(members, rows, columns, bits)
+        if columns.start > rows.start:  # then the tile has all of its rows
+            _put(members, columns, rows, transposed(bits))
     return _Balls(points, radius, members)
 
 
-def _fill(members: np.ndarray, rows: slice, columns: slice, within: np.ndarray) -> None:
-    bits = np.packbits(within, axis=1)
-    first = columns.start // 8
-    members[rows, first : first + bits.shape[1]] = bits
+def _put(members: np.ndarray, rows: slice, columns: slice, bits: np.ndarray) -> None:
+    target = members[rows, columns.start // 8 : columns.start // 8 + bits.shape[1]]
+    target[:] = bits[: len(target)]
+
+
+def transposed(bits: np.ndarray) -> np.ndarray:
+    """A bit matrix with rows and columns changed over, a twentieth of the time that bytes take: (8 n, m) -> (8 m, n).
+
+    8 x 8 bits lie in a word, and in three steps its quarters, sixteenths and single bits change places (Warren,
+    "Hacker's Delight", 7-3).
+    """
+    rows, width = len(bits) // 8, bits.shape[1]
+    words = np.ascontiguousarray(bits.reshape(rows, 8, width)[:, ::-1].transpose(0, 2, 1)).view("<u8")
+    for shift, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
+        changed = (words ^ (words >> np.uint64(shift))) & np.uint64(mask)
+        words ^= changed ^ (changed << np.uint64(shift))
+    return words.view(np.uint8)[..., ::-1].transpose(1, 2, 0).reshape(8 * width, rows)
 
 
 def pure_radius(points: np.ndarray, pseudo: np.ndarray, pool: ScoredPool) -> float:
     """The largest radius at which PURITY of the balls hold one pseudo-label; 0 where there is only one at all."""
     probes = np.linspace(0, len(points) - 1, min(len(points), _PROBES)).astype(int)
     nearest = np.full(len(probes), np.inf)
+    left = _left(points[probes])
     for first in range(0, len(points), _TILE):
         pool.look()
         columns = slice(first, first + _TILE)
-        squared = _squared_distances(points[probes], points[columns])
-        squared[pseudo[probes][:, None] == pseudo[columns]] = np.inf
+        squared = left @ _right(points[columns])
+        squared[pseudo[probes, None] == pseudo[columns]] = np.inf
         np.minimum(nearest, squared.min(axis=1), out=nearest)
     squared_radius = float(np.quantile(nearest, 1 - PURITY, method="lower"))
     return float(np.sqrt(max(squared_radius, 0.0))) if np.isfinite(squared_radius) else 0.0
@@ -153,19 +168,24 @@ def _pairs_within(
     a: np.ndarray, b: np.ndarray, radius: float, pool: ScoredPool, upper: bool = False
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Tile by tile: (rows of `a`, rows of `b`, bool (n, m): are they nearer than the radius?)."""
+    left, right = _left(a), _right(b)
     for first in range(0, len(a), _TILE):
         for second in range(first if upper else 0, len(b), _TILE):
             pool.look()
             rows, columns = slice(first, first + _TILE), slice(second, second + _TILE)
-            yield rows, columns, _squared_distances(a[rows], b[columns]) < radius**2
+            yield rows, columns, left[rows] @ right[:, columns] < radius**2
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, R), (m, R) -> (n, m)"""
-    squares = np.einsum("nr,nr->n", a, a)[:, None], np.einsum("mr,mr->m", b, b)[:, None]
-    ones = np.ones_like(squares[0]), np.ones_like(squares[1])
-    # One product and no pass over (n, m) behind it.
-    return np.asarray(np.hstack([a, squares[0], ones[0]]) @ np.hstack([-2 * b, ones[1], squares[1]]).T)
+def _left(a: np.ndarray) -> np.ndarray:
+    """With `_right` squared distances are one product, and no pass over (n, m) behind it.  (n, R) -> (n, R + 2)"""
+    squares = np.einsum("nr,nr->n", a, a)[:, None]
+    return np.hstack([a, squares, np.ones_like(squares)])
+
+
+def _right(b: np.ndarray) -> np.ndarray:
+    """(m, R) -> (R + 2, m)"""
+    squares = np.einsum("mr,mr->m", b, b)
+    return np.vstack([-2 * b.T, np.ones_like(squares), squares])
 
 
 PROB_COVER = Strategy("prob_cover", pick_prob_cover, uses_embeddings=True)

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from services.common.acquisition import entropy
+from services.common.acquisition import entropy, member_probabilities
 from services.inference.embedding import Progress
 from services.inference.metrics import Metrics
 from services.inference.streaming import StreamedScores, highest
@@ -23,7 +23,8 @@ class Head:
         if (embeddings < 0).any():
             raise RuntimeError("negative")
         time.sleep(0.001)  # so that the other threads do not finish before the error is known
-        return embeddings, embeddings[:, None, :].astype(np.float32)
+        logits = embeddings[:, None, :].astype(np.float32)
+        return member_probabilities(logits)[:, 0], logits
 
 
 @pytest.fixture

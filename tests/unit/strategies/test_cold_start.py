@@ -1,11 +1,14 @@
 """Strategies that need no model: typiclust, prob_cover and centroids, on the unit circle."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from services.trainer.strategies import strategy
+from services.trainer.strategies import Kept, strategy
 from services.trainer.strategies import typiclust as typiclust_module
-from services.trainer.strategies.prob_cover import pure_radius
+from services.trainer.strategies.landscape import landscape
+from services.trainer.strategies.prob_cover import pure_radius, transposed
 from services.trainer.strategies.typiclust import typicality
 from tests.unit.strategies.planes import at_angle, group, pool_of
 
@@ -99,16 +102,40 @@ def covering_by_hand(points, radius, budget):
     for _ in range(budget):
         gains = (within & ~covered).sum(axis=1)
         gains[chosen] = 0
+        if not gains.any():
+            break  # all is covered
         chosen.append(int(gains.argmax()))
         covered |= within[chosen[-1]]
     return chosen
 
 
-def test_prob_cover_without_a_stored_graph_is_prob_cover_with_one(monkeypatch):
+@pytest.mark.parametrize(("radius", "recounted"), [(0.2, 256), (0.4, 3), (0.8, 3), (0.8, 1)])
+def test_prob_cover_with_bits_and_lazy_counts_is_prob_cover_on_the_whole_graph(monkeypatch, radius, recounted):
     module = "services.trainer.strategies.prob_cover."
     monkeypatch.setattr(module + "_TILE", 16)
-    monkeypatch.setattr(module + "pure_radius", lambda *_: 0.4)
+    monkeypatch.setattr(module + "_RECOUNTED", recounted)
+    monkeypatch.setattr(module + "pure_radius", lambda *_: radius)
     rows = np.random.default_rng(0).normal(size=(100, 4))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    picked = pick("prob_cover", pool_of({f"{i:03d}": row for i, row in enumerate(rows)}), 15)
-    assert [int(i) for i in picked] == covering_by_hand(rows, 0.4, 15)
+    pool = pool_of({f"{i:03d}": row for i, row in enumerate(rows)})
+    expected = covering_by_hand(rows, radius, 15)
+    assert [int(i) for i in pick("prob_cover", pool, len(expected))] == expected
+    # What is kept from a round serves the next one.
+    bought = [f"{i:03d}" for i in expected[:5]]
+    later = replace(pool, ids=tuple(i for i in pool.ids if i not in bought), labelled=tuple(bought))
+    assert [int(i) for i in pick("prob_cover", later, len(expected) - 5)] == expected[5:]
+
+
+def test_prob_cover_keeps_the_balls_of_one_embedding_alone():
+    pool = pool_of(CIRCLE, classes=3)
+    for key in ("one", "two", "one"):
+        picked = pick("prob_cover", replace(pool, embedding_key=key), 3)
+        assert picked == pick("prob_cover", replace(pool, embedding_key=key, kept=Kept()), 3)
+    assert pool.kept.get(("prob_cover",))[0] == (landscape(replace(pool, embedding_key="one")).key, 3)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (16, 40), (1024, 1000)])
+def test_a_matrix_of_bits_is_transposed_as_one_of_bytes_is(rows, columns):
+    matrix = np.random.default_rng(0).random((rows, columns)) < 0.3
+    turned = transposed(np.packbits(matrix, axis=1))
+    np.testing.assert_array_equal(np.unpackbits(turned, axis=1)[:columns], matrix.T)

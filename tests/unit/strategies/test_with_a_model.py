@@ -95,6 +95,24 @@ def test_class_balanced_does_not_count_what_is_drawn_and_not_answered_yet():
     assert pick("class_balanced", pool, 1) == ["+1"]
 
 
+def test_class_balanced_predicts_no_more_than_it_needs_and_picks_as_if_it_had_predicted_all():
+    rng = np.random.default_rng(0)
+    rows = {f"{i:04d}": [float(x)] for i, x in enumerate(rng.normal(size=3000) + 1)}
+    scores = {i: 1 - abs(row[0]) / 10 for i, row in rows.items()}
+    labelled = list(rows)[:30]
+    pool = pool_of(rows, labelled, scores, by_sign, classes_of_labelled=[1] * 30)
+    picked = pick("class_balanced", pool, 100)
+    assert len(pool.embeddings.asked) == 1024  # one step of three thousand
+    ranked = sorted(pool.ids, key=lambda i: -scores[i])
+    left = {0: [i for i in ranked if rows[i][0] < 0], 1: [i for i in ranked if rows[i][0] >= 0]}
+    owned, expected = {0: 0, 1: 30}, []
+    for _ in range(100):
+        poorest = min(owned, key=lambda c: (owned[c], c))
+        expected.append(left[poorest].pop(0))
+        owned[poorest] += 1
+    assert picked == expected
+
+
 # ---- cluster_margin ----------------------------------------------------------------------------------
 
 
