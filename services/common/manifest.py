@@ -35,6 +35,9 @@ class BackboneInfo(_Frozen):
     pooling: str
     flip: bool
     precision: str
+    # Of several backbones side by side: each of them. What is above is then of the whole: names joined, pixels as they
+    # are, the largest network.
+    members: tuple["BackboneInfo", ...] = ()
 
 
 class Parity(_Frozen):

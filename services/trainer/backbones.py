@@ -1,20 +1,26 @@
 """A configured backbone with its weights: what is embedded with, and the id of that embedding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 from torch import nn
 
 from services.common.errors import BadConfig, did_you_mean
+from services.common.files import digest
 from services.common.manifest import BackboneInfo
-from services.trainer import timm_backbones, weights
+from services.trainer import taps, timm_backbones, torchvision_backbones, weights
 from services.trainer.architecture import Architecture, Stages
-from services.trainer.classifier import EmbeddingNet
-from services.trainer.config import BackboneConfig
+from services.trainer.classifier import EmbeddingNet, SideBySide
+from services.trainer.config import BackboneConfig, UrlWeights
 from services.trainer.graph_cache import embedding_id
 from services.trainer.learning import Watch
 from services.trainer.own_backbones import OWN
+from services.trainer.weight_files import Tensors, parts, read_weights
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Backbone:
     embedding_size: int
     height: int
     width: int
+    # Dimensions of each backbone's part of the embedding, when there are several.
+    blocks: tuple[int, ...] = ()
 
     @property
     def embedding_id(self) -> str:
@@ -40,6 +48,8 @@ def build(
 
     `seed` matters to `weights: none` alone. Raises BadConfig, NotFound or DamagedArtefact.
     """
+    if config.members:
+        return _side_by_side([build(it, height, width, weights_dir, seed, watch) for it in config.members])
     kind = architecture(config.name)
     size = config.input_size or kind.native_size or max(height, width)
     # Fill new networks from a generator of our own: torch's global one is neither used nor changed.
@@ -48,46 +58,84 @@ def build(
         module = kind.make(size)
         found = _weights(kind, config.weights, weights_dir, size, watch)
     if found is not None:
-        weights.load_strictly(module, found, kind.dropped)
+        weights.load_strictly(module, weights.renamed(found, kind.renamed), kind.dropped)
+        _tell_parts(kind, found)
     module.eval()
-    net = EmbeddingNet(module, height, width, size, kind.mean, kind.std, config.flip).eval()
-    label = config.weights if config.weights in ("default", "none") else Path(config.weights).name
+    read, stages = _tapped(kind, module, size, config)
+    net = EmbeddingNet(read, height, width, size, kind.mean, kind.std, config.flip).eval()
     info = BackboneInfo(
-        name=config.name,
-        weights=label,
+        name=kind.name,
+        weights=_label(config.weights),
         weights_sha256=weights.fingerprint(module),
         network_size=size,
         interpolation="bicubic",
         mean=kind.mean,
         std=kind.std,
-        taps=config.taps,
+        taps=stages,
         pooling=_pooling(module),
         flip=config.flip,
         precision="fp32",
     )
-    return Backbone(net, _parameters(net, kind.stages(module)), info, _size(net, config, height, width), height, width)
+    return Backbone(
+        net, _parameters(net, module, kind.stages(module)), info, _size(net, config, height, width), height, width
+    )
+
+
+def _side_by_side(backbones: Sequence[Backbone]) -> Backbone:
+    """One backbone of several frozen ones."""
+    infos = [it.info for it in backbones]
+    info = BackboneInfo(
+        name="+".join(it.name for it in infos),
+        weights="+".join(it.weights for it in infos),
+        weights_sha256=digest([it.weights_sha256 for it in infos]),
+        network_size=max(it.network_size for it in infos),
+        interpolation="bicubic",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        taps="by member",
+        pooling="by member",
+        flip=False,
+        precision="fp32",
+        members=tuple(infos),
+    )
+    blocks = tuple(it.embedding_size for it in backbones)
+    net = SideBySide([it.net for it in backbones]).eval()
+    return Backbone(net, (), info, sum(blocks), backbones[0].height, backbones[0].width, blocks)
 
 
 def architecture(name: str) -> Architecture:
-    """Raises BadConfig naming the nearest known backbone."""
-    if name in OWN:
-        return OWN[name]()
-    if timm_backbones.is_known(name):
-        return timm_backbones.timm_architecture(name)
-    known = [*OWN, *timm_backbones.names()]
-    hint = did_you_mean(name, known)
+    """By a plain name (ours, then timm's, then torchvision's) or one that says whose it is: torchvision/resnet18.
+
+    Raises BadConfig naming the nearest known backbone.
+    """
+    library, _, plain = name.rpartition("/")
+    if library in ("", "torchvision") and plain in OWN and (plain != "base_cnn" or not library):
+        return OWN[plain]()
+    if library in ("", "timm") and timm_backbones.is_known(plain):
+        return timm_backbones.timm_architecture(plain, name if plain in OWN else plain)
+    if library in ("", "torchvision") and plain in torchvision_backbones.names():
+        return torchvision_backbones.torchvision_architecture(plain, name if timm_backbones.is_known(plain) else plain)
+    hint = did_you_mean(plain, [*OWN, *timm_backbones.names(), *torchvision_backbones.names()])
     if not hint.startswith("did you mean"):
-        hint = f"known: {', '.join(sorted(OWN))} and every timm model"
+        hint = f"known: {', '.join(sorted(OWN))} and every timm model or torchvision classifier"
     raise BadConfig(f"unknown backbone {name!r}; {hint}")
 
 
+def _label(source: str | UrlWeights) -> str:
+    """As manifests name it."""
+    path = source.url if isinstance(source, UrlWeights) else source
+    return path if path in ("default", "none") else Path(path).name
+
+
 def _weights(
-    kind: Architecture, source: str, weights_dir: Path | None, size: int, watch: Watch
-) -> weights.Tensors | None:
+    kind: Architecture, source: str | UrlWeights, weights_dir: Path | None, size: int, watch: Watch
+) -> Tensors | None:
+    if isinstance(source, UrlWeights):
+        return weights.from_url(source.url, source.sha256, watch)
     if source == "none":
         return None
     if source != "default":
-        return weights.load_safetensors(weights.named_file(source, weights_dir))
+        return read_weights(weights.named_file(source, weights_dir))
     if kind.attempts is None:
         raise BadConfig(
             f"{kind.name} has no pretrained weights: it is trained from scratch. "
@@ -96,10 +144,26 @@ def _weights(
     return weights.first_found(kind.name, kind.attempts(weights_dir, size, watch), kind.advice)
 
 
-def _parameters(net: EmbeddingNet, stages: Stages) -> tuple[tuple[str, ...], ...]:
-    """Full parameter names by stage; each parameter belongs to one. Stages without parameters are left out."""
-    names = [name for name, _ in net.named_parameters()]
-    by_stage = (tuple(n for n in names if n.removeprefix("backbone.").startswith(stage)) for stage in stages)
+def _tapped(kind: Architecture, module: nn.Module, size: int, config: BackboneConfig) -> tuple[nn.Module, str]:
+    """What gives the embedding, and the name of its taps."""
+    if taps.is_last(config.resolved_taps):
+        return module, taps.LAST
+    reading, name = taps.tapped(kind.name, kind.taps(module, size), config.resolved_taps)
+    return (module if reading is None else reading.eval()), name
+
+
+def _tell_parts(kind: Architecture, found: Tensors) -> None:
+    """Files may hold the features alone, or a classifier that nobody needs here."""
+    left = [key for key in found if key.startswith(kind.dropped)]
+    used = parts(key for key in found if key not in left)
+    log.info("weights_loaded", backbone=kind.name, used=used, left_out=parts(left) or "nothing: it has no classifier")
+
+
+def _parameters(net: EmbeddingNet, module: nn.Module, stages: Stages) -> tuple[tuple[str, ...], ...]:
+    """Parameter names of `net` by stage; each of them is one of `module`'s. Stages without parameters are left out."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    of_module = [(name, names[id(p)]) for name, p in module.named_parameters() if id(p) in names]
+    by_stage = (tuple(full for name, full in of_module if name.startswith(stage)) for stage in stages)
     return tuple(stage for stage in by_stage if stage)
 
 

@@ -37,7 +37,7 @@ def check_strategies(config: CampaignConfig) -> None:
     if strategy(config.initial.strategy).needs_model:
         usable = ", ".join(name for name, it in strategies().items() if not it.needs_model)
         raise BadConfig(f"initial.strategy {config.initial.strategy!r} needs a trained model; use one of: {usable}")
-    if strategy(config.strategy).needs_committee and config.learner.committee_size < 2:
+    if strategy(config.strategy).needs_committee and config.committee_size < 2:
         raise BadConfig(
             f"strategy {config.strategy!r} compares the members of a committee, and this learner fits a single model; "
             "use margin"

@@ -1,5 +1,7 @@
 """From a source's pixels to an embedding, in one module: what is exported is what is trained."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -42,6 +44,17 @@ class EmbeddingNet(nn.Module):
         if self._flip:
             embedding = (embedding + self.backbone(pixels.flip(-1))) / 2
         return embedding
+
+
+class SideBySide(EmbeddingNet):
+    """The embeddings of several backbones, one behind the other: uint8 [N, H, W, 3] -> float32 (N, D1 + D2 + ...)"""
+
+    def __init__(self, nets: Sequence[EmbeddingNet]) -> None:
+        nn.Module.__init__(self)  # each of the nets prepares the pixels for itself
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([net(image) for net in self.nets], dim=1)
 
 
 def _resize_matrix(before: int, after: int) -> torch.Tensor:

@@ -1,15 +1,18 @@
 """A campaign's configuration: one YAML file, checked whole before anything starts."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -55,23 +58,90 @@ class SourceConfig(_Section):
         return self
 
 
+class UrlWeights(_Section):
+    """Weights that are downloaded once and verified each time."""
+
+    url: str = Field(pattern=r"^https?://\S+\.(safetensors|pth|pt)$")
+    # Of the whole file, in hex.
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "+".join(names)
+
+
+def _default(key: str) -> Any:
+    return BackboneConfig.model_fields[key].default
+
+
+# What `taps: default` means: the best of those measured in docs/backbones.md; "last" for every other backbone.
+DEFAULT_TAPS: dict[str, int] = {"vgg16": 2, "torchvision/vgg16": 2}
+
+
 class BackboneConfig(_Section):
-    # "vgg16", "resnet50", "base_cnn" or any timm model name.
+    # "vgg16", "resnet50", "base_cnn", any timm model name or torchvision classifier; torchvision/NAME and timm/NAME
+    # say whose it shall be. Of a committee: its members' names, joined; it may be left out.
     name: str
+    # Several backbones instead of one: each sees every image, their embeddings stand side by side, and each carries one
+    # member of a committee. The other keys are then the members' own.
+    members: tuple["BackboneConfig", ...] = ()
     # "default" (QUERENT_WEIGHTS_DIR, then a verified download, then an installed package), "none" (random
-    # initialisation, by name only) or the path of a .safetensors file.
-    weights: str = "default"
+    # initialisation, by name only), the path of a .safetensors, .pth or .pt file, or {url: ..., sha256: ...} of one.
+    weights: Annotated[
+        Annotated[str, Tag("text")] | Annotated[UrlWeights, Tag("download")],
+        Discriminator(lambda given: "text" if isinstance(given, str) else "download"),
+    ] = "default"
     # Side of the network's square input in pixels; None: what the weights were trained for (base_cnn: the source's
     # own size).
     input_size: int | None = Field(default=None, ge=8, le=1024)
-    taps: Literal["last"] = "last"
+    # Which stages give the embedding: "last", so many last ones, or stage numbers from 1 on.
+    taps: Literal["default", "last"] | PositiveInt | tuple[PositiveInt, ...] = "default"
     # Average the embedding of the image and of its mirror image: twice the compute.
     flip: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_members(cls, given: Any) -> Any:
+        members = given.get("members") if isinstance(given, dict) else None
+        if members and "name" not in given and isinstance(members, list | tuple):
+            return {**given, "name": _joined(it.get("name", "") for it in members if isinstance(it, dict))}
+        return given
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "BackboneConfig":
+        if not self.members:
+            return self
+        if len(self.members) < 2 or any(it.members for it in self.members):
+            raise ValueError("members: at least two single backbones")
+        if len({it.model_dump_json() for it in self.members}) < len(self.members):
+            raise ValueError("members: each once; twins would never disagree")
+        own = [key for key in ("weights", "input_size", "taps", "flip") if getattr(self, key) != _default(key)]
+        if own or self.name != _joined(it.name for it in self.members):
+            raise ValueError(f"{own[0] if own else 'name'} belongs to each of the members, not beside them")
+        return self
+
+    @field_validator("taps", mode="before")
+    @classmethod
+    def _said_in_one_line(cls, given: Any) -> Any:
+        numbers = given if isinstance(given, list | tuple) and given else [given]
+        right = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers)
+        if given not in ("default", "last") and not right:
+            raise ValueError("use default, last, a number of last stages such as 2, or stage numbers such as [3, 5]")
+        return given
+
+    @property
+    def resolved_taps(self) -> Literal["last"] | int | tuple[int, ...]:
+        """What `default` stands for."""
+        if self.taps != "default":
+            return self.taps
+        return DEFAULT_TAPS.get(self.name.split(".")[0], "last")
+
 
 # One of services.trainer.heads.HEADS.
-HeadName = Literal["logistic", "cosine", "mlp", "bootstrap", "dropout", "label_propagation", "self_training"]
-COMMITTEES: tuple[HeadName, ...] = ("bootstrap", "dropout")
+HeadName = Literal["logistic", "cosine", "mlp", "bootstrap", "dropout", "rounds", "label_propagation", "self_training"]
+COMMITTEES: tuple[HeadName, ...] = ("bootstrap", "dropout", "rounds")
+# A single linear map, which can be confined to one backbone's part of the embedding.
+LINEAR: tuple[HeadName, ...] = ("logistic", "label_propagation", "self_training")
 
 
 class LearnerConfig(_Section):
@@ -79,7 +149,7 @@ class LearnerConfig(_Section):
     mode: Literal["head", "finetune"] = "head"
     # What is fitted on the embeddings (head mode).
     head: HeadName = "logistic"
-    # Of a committee: bootstrap and dropout.
+    # Of a committee: bootstrap, dropout and rounds (which has as many as there were rounds, until then).
     members: int = Field(default=5, ge=2, le=50)
     # Inverse regularisation strengths that cross-validation inside the labelled set chooses from (head mode).
     c_grid: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.01, 0.1, 1.0), min_length=1)
@@ -106,6 +176,13 @@ class LearnerConfig(_Section):
         if self.mode == "finetune" and self.head != "logistic":
             raise ValueError(f"head {self.head!r} needs mode head: a network that is trained ends in a linear one")
         return self
+
+
+def check_members(backbone: BackboneConfig, learner: LearnerConfig) -> None:
+    """Raises ValueError for a learner that cannot be fitted on each of several backbones."""
+    if backbone.members and (learner.mode != "head" or learner.head not in LINEAR):
+        what = "mode finetune" if learner.mode != "head" else f"head {learner.head!r}"
+        raise ValueError(f"backbone.members: each carries one linear head ({', '.join(LINEAR)}); not {what}")
 
 
 class InitialConfig(_Section):
@@ -201,11 +278,21 @@ class CampaignConfig(_Section):
         return name
 
     @model_validator(mode="after")
+    def _heads_of_several_backbones(self) -> "CampaignConfig":
+        check_members(self.backbone, self.learner)
+        return self
+
+    @model_validator(mode="after")
     def _something_to_decide_on(self) -> "CampaignConfig":
         drawn = self.random_share > 0 or "random" in (self.initial.strategy, self.strategy)
         if self.stopping.asked and not drawn:
             raise ValueError("stopping decides on randomly drawn labels and there are none; set random_share above 0")
         return self
+
+    @property
+    def committee_size(self) -> int:
+        """Members of the models that the campaign fits."""
+        return len(self.backbone.members) or self.learner.committee_size
 
     @property
     def budget(self) -> int:

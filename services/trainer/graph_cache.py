@@ -6,6 +6,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -29,17 +30,25 @@ class GraphCard(BaseModel):
     height: int
     width: int
     sha256: str
+    # Dimensions of each backbone's part of the embedding, when there are several.
+    blocks: tuple[int, ...] = ()
 
 
 def embedding_id(backbone: BackboneInfo, height: int, width: int) -> str:
     """The same id for the same embedding: of the weights themselves, not of where they came from."""
-    fields = backbone.model_dump(mode="json", exclude={"weights"})
-    return digest({**fields, "height": height, "width": width})
+    return digest({**_fields(backbone), "height": height, "width": width})
+
+
+def _fields(backbone: BackboneInfo) -> dict[str, Any]:
+    own = backbone.model_dump(mode="json", exclude={"weights", "members"})
+    return {**own, "members": [_fields(it) for it in backbone.members]} if backbone.members else own
 
 
 def file_in_weights_dir(name: str) -> str:
     """Name of the file that QUERENT_WEIGHTS_DIR may hold for a backbone."""
-    return "vgg16_imagenet_features.safetensors" if name == "vgg16" else f"{name}_imagenet.safetensors"
+    return (
+        "vgg16_imagenet_features.safetensors" if name == "vgg16" else f"{name.replace('/', '_')}_imagenet.safetensors"
+    )
 
 
 class GraphCache:
@@ -68,7 +77,15 @@ class GraphCache:
             return None
         return card if whole and card.format == GRAPH_FORMAT and card.embedding_id == name else None
 
-    def put(self, graph: bytes, backbone: BackboneInfo, embedding_size: int, height: int, width: int) -> GraphCard:
+    def put(
+        self,
+        graph: bytes,
+        backbone: BackboneInfo,
+        embedding_size: int,
+        height: int,
+        width: int,
+        blocks: tuple[int, ...] = (),
+    ) -> GraphCard:
         name = embedding_id(backbone, height, width)
         write_atomically(self.path(name), graph)
         card = GraphCard(
@@ -78,6 +95,7 @@ class GraphCache:
             height=height,
             width=width,
             sha256=sha256_file(self.path(name)),
+            blocks=blocks,
         )
         write_atomically(self._folder / f"{name}.json", card.model_dump_json(indent=2).encode())
         return card

@@ -13,7 +13,15 @@ from threadpoolctl import threadpool_limits
 from services.trainer.config import CampaignConfig, LearnerConfig
 from services.trainer.finetune import FinetuneLearner
 from services.trainer.graph_cache import GraphCache
-from services.trainer.heads import HEADS, HeadTask, UnlabelledPool, random_classes, require_learnable, zero_head
+from services.trainer.heads import (
+    HEADS,
+    HeadTask,
+    UnlabelledPool,
+    fit_blocks,
+    random_classes,
+    require_learnable,
+    zero_head,
+)
 from services.trainer.in_parts import in_parts
 from services.trainer.learning import FittedModel, LabelledSamples, Learner, Watch
 from services.trainer.pretrained import PretrainedBackbone
@@ -42,9 +50,11 @@ def make_learner(
     `pool_ids`: every sample of the pool, for heads that learn from unlabelled ones.
     """
     cache = GraphCache(cache_dir)
-    backbone = PretrainedBackbone(
-        config.backbone, source_height, source_width, weights_dir, cache, config.seed, threads
-    )
+    chosen = config.backbone
+    if config.learner.mode == "finetune" and chosen.taps == "default":
+        # The defaults are of frozen networks; one that is trained makes its last stage what it needs.
+        chosen = chosen.model_copy(update={"taps": "last"})
+    backbone = PretrainedBackbone(chosen, source_height, source_width, weights_dir, cache, config.seed, threads)
     if config.learner.mode == "head":
         return HeadLearner(backbone, config.learner, embeddings, threads, pool_ids)
     return FinetuneLearner(backbone, config.learner, images, GraphCache(cache_dir / "trained"), threads)
@@ -74,21 +84,20 @@ class HeadLearner:
     def fit(self, labelled: LabelledSamples, class_count: int, seed: int, watch: Watch) -> FittedModel:
         require_learnable(labelled, class_count)
         rows = self._embeddings(labelled.ids)
+        task = HeadTask(
+            rows,
+            labelled,
+            class_count,
+            seed,
+            watch,
+            self._config.c_grid,
+            self._config.folds,
+            self._config.members,
+            self._unlabelled(labelled),
+        )
         # Sums in another order round differently: the same number of threads gives the same model.
         with threadpool_limits(limits=self._threads):
-            fit = HEADS[self._config.head].fit(
-                HeadTask(
-                    rows,
-                    labelled,
-                    class_count,
-                    seed,
-                    watch,
-                    self._config.c_grid,
-                    self._config.folds,
-                    self._config.members,
-                    self._unlabelled(labelled),
-                )
-            )
+            fit = fit_blocks(HEADS[self._config.head], task, self._backbone.card(watch).blocks)
         model = self._backbone.model(fit.head, fit.out_of_fold, fit.notes, watch)
         return replace(model, out_of_fold_classes=random_classes(labelled, fit.out_of_fold_logits))
 

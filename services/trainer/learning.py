@@ -32,6 +32,8 @@ class LabelledSamples:
     classes: np.ndarray
     # True where the sample was drawn at random, bool (N,): the rows that may decide anything.
     drawn_at_random: np.ndarray
+    # Round in which each sample was bought, int64 (N,); None: all in one.
+    rounds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

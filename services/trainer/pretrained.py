@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,8 +17,9 @@ from services.trainer.graph_cache import GRAPH_FORMAT, GraphCache, GraphCard, fi
 from services.trainer.learning import FittedModel, Head, SilentWatch, Watch
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from services.trainer.backbones import Backbone
-    from services.trainer.classifier import EmbeddingNet
 
 T = TypeVar("T")
 
@@ -102,21 +103,26 @@ class PretrainedBackbone:
             {
                 "format": GRAPH_FORMAT,
                 "backbone": self._config.model_dump(mode="json"),
+                # What "default" stands for may change.
+                "taps": [it.resolved_taps for it in self._single()],
                 "size": [self._height, self._width],
-                "seed": self._seed if self._config.weights == "none" else 0,
-                "files": [sha256_file(path) for path in self._files()],
+                "seed": self._seed if any(it.weights == "none" for it in self._single()) else 0,
+                "files": [[sha256_file(path) for path in self._files(it)] for it in self._single()],
             }
         )
 
-    def _files(self) -> list[Path]:
-        """The weights file that would be read, if it is there."""
-        if self._config.weights == "none":
+    def _single(self) -> Sequence[BackboneConfig]:
+        return self._config.members or (self._config,)
+
+    def _files(self, config: BackboneConfig) -> list[Path]:
+        """The weights file that would be read, if it is there; a download is named by its own sha256."""
+        source = config.weights
+        if source == "none" or not isinstance(source, str):
             return []
-        name = self._config.weights
-        if name == "default":
-            name = file_in_weights_dir(self._config.name)
-        places = [Path(name).expanduser()] if self._config.weights != "default" else []
-        places += [self._weights_dir / name] if self._weights_dir else []
+        given = [] if source == "default" else [source]
+        names = given or [file_in_weights_dir(name) for name in (config.name, Path(config.name).name)]
+        places = [Path(name).expanduser() for name in given]
+        places += [self._weights_dir / name for name in names] if self._weights_dir else []
         return [path for path in places if path.is_file()][:1]
 
 
@@ -126,10 +132,10 @@ def export(cache: GraphCache, backbone: "Backbone", info: BackboneInfo, watch: W
 
     work = partial(export_embedding_graph, backbone.net, backbone.height, backbone.width)
     graph = watched(work, "export", watch)
-    return cache.put(graph, info, backbone.embedding_size, backbone.height, backbone.width)
+    return cache.put(graph, info, backbone.embedding_size, backbone.height, backbone.width, backbone.blocks)
 
 
-def embed(net: "EmbeddingNet", images: np.ndarray) -> np.ndarray:
+def embed(net: "nn.Module", images: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] -> float32 (N, D), on the device where the module is."""
     import torch
 
@@ -142,7 +148,7 @@ def embed(net: "EmbeddingNet", images: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def device_of(net: "EmbeddingNet") -> str:
+def device_of(net: "nn.Module") -> str:
     return next(net.parameters()).device.type
 
 

@@ -268,6 +268,7 @@ class RoundRunner:
             ids=tuple(label.sample_id for label in labels),
             classes=np.array([label.class_index for label in labels], np.int64),
             drawn_at_random=np.array([label.drawn_at_random for label in labels], bool),
+            rounds=np.array([label.round_no for label in labels], np.int64),
         )
 
     def _fit(self, labelled: LabelledSamples, round_no: int) -> FittedModel:

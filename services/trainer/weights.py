@@ -8,15 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from services.common.errors import BadConfig, DamagedArtefact, NotFound, Unavailable
 from services.trainer.downloads import download_verified
 from services.trainer.learning import Watch
-
-Tensors = dict[str, torch.Tensor]
+from services.trainer.weight_files import SUFFIXES, Tensors, read_weights
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 # A counter of training batches: in some files of the same weights and not in others, and never part of an embedding.
@@ -55,7 +52,7 @@ def weights_file(weights_dir: Path | None, file_name: str) -> Attempt:
         path = local_file(weights_dir, file_name)
         if path is None:
             raise Unavailable(f"no such file{'' if weights_dir else '; the variable is not set'}")
-        return load_safetensors(path)
+        return read_weights(path)
 
     where = f"QUERENT_WEIGHTS_DIR ({weights_dir})" if weights_dir else "QUERENT_WEIGHTS_DIR"
     return Attempt(f"{file_name} in {where}", load)
@@ -68,9 +65,10 @@ def local_file(weights_dir: Path | None, file_name: str) -> Path | None:
 
 def named_file(source: str, weights_dir: Path | None) -> Path:
     """The file that a configuration names: a path, or a name in QUERENT_WEIGHTS_DIR. Raises BadConfig."""
-    if not source.endswith(".safetensors"):
+    if not source.endswith(SUFFIXES):
         raise BadConfig(
-            f"backbone.weights: {source!r} is none of 'default', 'none' and the path of a .safetensors file"
+            f"backbone.weights: {source!r} is none of 'default', 'none' and the path of a {', '.join(SUFFIXES)} file; "
+            "for a download, write {url: https://..., sha256: ...}"
         )
     path = Path(source).expanduser() if Path(source).expanduser().is_file() else local_file(weights_dir, source)
     if path is None:
@@ -79,12 +77,9 @@ def named_file(source: str, weights_dir: Path | None) -> Path:
     return path
 
 
-def load_safetensors(path: Path) -> Tensors:
-    """Raises DamagedArtefact for a file that is not one."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DamagedArtefact(f"{path} cannot be read as safetensors: {error}") from error
+def download_folder() -> Path:
+    """Where torch keeps downloads, so that a file that it has is not fetched twice."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def torchvision_download(url: str, folder: Path, watch: Watch) -> Attempt:
@@ -95,10 +90,26 @@ def torchvision_download(url: str, folder: Path, watch: Watch) -> Attempt:
         if found is None:
             raise Unavailable("its name has no hash to verify it by")
         path = download_verified(url, folder / url.rsplit("/", 1)[1], found.group(1), watch=watch)
-        tensors: Tensors = torch.load(path, map_location="cpu", weights_only=True)
-        return tensors
+        return read_weights(path)
 
     return Attempt(f"download of {url}", load)
+
+
+def from_url(url: str, sha256: str, watch: Watch) -> Tensors:
+    """Downloaded once into torch's folder. Raises Unavailable, or DamagedArtefact for another file than promised."""
+    path = download_folder() / f"{sha256[:16]}-{url.rsplit('/', 1)[1]}"
+    return read_weights(download_verified(url, path, sha256, watch=watch))
+
+
+def renamed(tensors: Mapping[str, torch.Tensor], renames: Sequence[tuple[str, str]]) -> Tensors:
+    """With the names that the network has now."""
+
+    def now(key: str) -> str:
+        for pattern, replacement in renames:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    return {now(key): tensor for key, tensor in tensors.items()}
 
 
 def lite0_package(like: Callable[[], Mapping[str, torch.Tensor]]) -> Attempt:
@@ -143,7 +154,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, torch.Tensor], droppe
     found = [f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in problems.items() if keys]
     if found:
         raise DamagedArtefact(f"the weights do not fit the network; {'; '.join(found)}")
-    module.load_state_dict({**wanted, **given})
+    wanted.update(given)  # its own state also says which version of its layers it is
+    module.load_state_dict(wanted)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -1,20 +1,24 @@
 """One contract for every head in the table."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import pytest
 
 from services.common.errors import BadRequest, Stopped
-from services.trainer.config import COMMITTEES, HeadName, LearnerConfig
+from services.trainer.config import COMMITTEES, LINEAR, HeadName, LearnerConfig
 from services.trainer.evaluation import evaluate
-from services.trainer.heads import ABSENT_BIAS, HEADS, HeadTask, UnlabelledPool, random_classes
+from services.trainer.heads import ABSENT_BIAS, HEADS, HeadTask, UnlabelledPool, fit_blocks, random_classes
 from services.trainer.learning import LabelledSamples
 from services.trainer.onnx_graph import head_graph
 from services.trainer.parity import MAX_PROBABILITY_ERROR, session, top1_disagreements
 from tests.unit.learning.conftest import CountingWatch, blobs, labelled
 
 every_head = pytest.mark.parametrize("name", sorted(HEADS))
+# The sizes of two backbones' parts of twelve dimensions.
+BLOCKS = (5, 7)
+every_linear_head = pytest.mark.parametrize("name", LINEAR)
 every_committee = pytest.mark.parametrize("name", sorted(n for n, method in HEADS.items() if method.committee))
 
 
@@ -34,8 +38,15 @@ def easy(count: int, seed: int = 0, classes: int = 3) -> tuple[np.ndarray, np.nd
 def fit(name, rows, samples: LabelledSamples, class_count=3, seed=0, watch=None, members=4, unlabelled=None):
     unlabelled = easy(90, seed=5)[0] if unlabelled is None else unlabelled
     watch = watch or CountingWatch()
+    if samples.rounds is None:
+        samples = in_rounds(samples)
     task = HeadTask(rows, samples, class_count, seed, watch, members=members, pool=pool_of(unlabelled))
     return HEADS[name].fit(task)
+
+
+def in_rounds(samples: LabelledSamples) -> LabelledSamples:
+    """As bought in up to ten rounds of at least eight labels."""
+    return replace(samples, rounds=np.arange(len(samples)) // max(8, -(-len(samples) // 10)))
 
 
 def test_a_campaign_can_ask_for_every_head_and_no_other():
@@ -44,6 +55,7 @@ def test_a_campaign_can_ask_for_every_head_and_no_other():
     assert set(COMMITTEES) == {name for name, method in HEADS.items() if method.committee}
     assert LearnerConfig(head="bootstrap", members=7).committee_size == 7
     assert LearnerConfig(head="logistic", members=7).committee_size == 1
+    assert all(not HEADS[name].committee for name in LINEAR)
 
 
 @every_head
@@ -206,14 +218,14 @@ def test_works_when_nothing_is_left_unlabelled(name):
 @every_head
 @pytest.mark.parametrize("members", [2, 7])
 def test_only_committees_have_as_many_members_as_they_are_asked_for(name, members):
-    rows, truth = easy(40)
+    rows, truth = easy(80)
     head = fit(name, rows, labelled(truth), members=members).head
     assert head.weights.shape[0] == head.biases.shape[0] == (members if HEADS[name].committee else 1)
 
 
 @every_committee
 def test_members_disagree_most_where_the_labels_say_least(name):
-    rows, truth = easy(30)
+    rows, truth = easy(64)
     head = fit(name, rows, labelled(truth), members=8).head
     between = np.stack([3 * np.eye(12)[0] + 3 * np.eye(12)[1]] * 2).astype(np.float32)
     centre = np.stack([6 * np.eye(12)[0]] * 2).astype(np.float32)
@@ -238,3 +250,52 @@ def test_only_heads_that_say_so_read_the_pool(name):
             HEADS[name].fit(task)
     else:
         HEADS[name].fit(task)
+
+
+# ---- one member for each of several backbones --------------------------------------------------------------
+
+
+def fit_parts(name, rows, truth, class_count=3, unlabelled=None, seed=0):
+    unlabelled = easy(90, seed=5)[0] if unlabelled is None else unlabelled
+    task = HeadTask(rows, labelled(truth), class_count, seed, CountingWatch(), pool=pool_of(unlabelled))
+    return fit_blocks(HEADS[name], task, BLOCKS)
+
+
+@every_linear_head
+def test_each_member_sees_its_own_part_and_is_what_would_be_fitted_on_it_alone(name):
+    rows, truth = easy(60)
+    head = fit_parts(name, rows, truth).head
+    assert head.weights.shape == (2, 3, 12)
+    assert not head.weights[0, :, 5:].any()
+    assert not head.weights[1, :, :5].any()
+    alone = fit(name, rows[:, :5], labelled(truth), unlabelled=easy(90, seed=5)[0][:, :5]).head
+    np.testing.assert_array_equal(head.weights[0, :, :5], alone.weights[0])
+    np.testing.assert_array_equal(head.biases[0], alone.biases[0])
+    np.testing.assert_array_equal(head.mean[:5], alone.mean)
+
+
+@every_linear_head
+def test_a_committee_of_backbones_keeps_the_contract(name):
+    rows, truth = blobs(80, 12)
+    samples, unlabelled = labelled(truth), blobs(90, 12, seed=5)[0]
+    result, again = (fit_parts(name, rows, truth, 4, unlabelled) for _ in range(2))
+    head, tests = result.head, blobs(200, 12, seed=1)[0]
+    graph = session(head_graph(head).SerializeToString())
+    probabilities, logits = graph.run(["probabilities", "logits"], {"embedding": tests})
+    expected = head.probabilities(tests)
+    assert logits.shape == (200, 2, 4)
+    assert top1_disagreements(expected, probabilities) == 0
+    np.testing.assert_allclose(probabilities, expected, atol=MAX_PROBABILITY_ERROR / 10)
+    np.testing.assert_array_equal(head.weights, again.head.weights)
+    np.testing.assert_array_equal(head.biases[:, 3], ABSENT_BIAS)  # blobs are of three classes
+    predicted = random_classes(samples, result.out_of_fold_logits)
+    of_truth = dict(zip(samples.ids, samples.classes.tolist(), strict=True))
+    assert {i: c == of_truth[i] for i, c in predicted.items()} == result.out_of_fold
+
+
+def test_without_parts_the_method_is_as_it_is():
+    rows, truth = easy(40)
+    task = HeadTask(rows, labelled(truth), 3, 0, CountingWatch())
+    np.testing.assert_array_equal(
+        fit_blocks(HEADS["logistic"], task, ()).head.weights, HEADS["logistic"].fit(task).head.weights
+    )

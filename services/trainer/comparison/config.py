@@ -16,6 +16,7 @@ from services.trainer.config import (
     LearnerConfig,
     RoundsConfig,
     SourceConfig,
+    check_members,
     parse_section,
     read_yaml,
 )
@@ -75,6 +76,9 @@ class ComparisonConfig(BaseModel):
         trained = [name for name, head in self.heads.items() if head.mode != "head"]
         if trained:
             raise ValueError(f"heads.{trained[0]}: a comparison runs on stored embeddings, so mode must be 'head'")
+        for backbone in self.backbones.values():
+            for head in self.heads.values():
+                check_members(backbone, head)
         return self
 
     def cells(self) -> list[Cell]:
@@ -107,7 +111,8 @@ def check_strategies(config: ComparisonConfig) -> None:
     if strategy(config.initial.strategy).needs_model:
         usable = ", ".join(name for name, it in strategies().items() if not it.needs_model)
         raise BadConfig(f"initial.strategy {config.initial.strategy!r} needs a trained model; use one of: {usable}")
-    single = [name for name, head in config.heads.items() if head.committee_size < 2]
+    several = all(backbone.members for backbone in config.backbones.values())
+    single = [name for name, head in config.heads.items() if head.committee_size < 2 and not several]
     asking = [name for name in config.strategies if strategy(name).needs_committee]
     if single and asking:
         raise BadConfig(

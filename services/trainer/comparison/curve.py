@@ -75,7 +75,8 @@ def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch
             batch = pick_batch(run.scored(pool, model, round_no), config, round_no, config.batch_of(round_no))
         pool = Pool(pool.ids, {**pool.labelled_at, **dict.fromkeys(batch.ids, round_no)})
         drawn = np.append(drawn, batch.drawn_at_random)
-        labelled = LabelledSamples(pool.labelled, study.classes_of(pool.labelled), drawn)
+        bought_in = np.array([pool.labelled_at[i] for i in pool.labelled], np.int64)
+        labelled = LabelledSamples(pool.labelled, study.classes_of(pool.labelled), drawn, bought_in)
         with measured() as fit:
             # One seed for all rounds, as in a campaign: a round's model depends on its labels only.
             model = learner.fit(labelled, study.class_count, config.seed, watch)

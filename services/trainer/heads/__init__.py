@@ -1,5 +1,6 @@
 """Heads by name: the one table that configurations, learners and tests read."""
 
+from services.trainer.heads.blocks import fit_blocks
 from services.trainer.heads.bootstrap import BOOTSTRAP
 from services.trainer.heads.core import (
     ABSENT_BIAS,
@@ -20,9 +21,10 @@ from services.trainer.heads.cosine import COSINE
 from services.trainer.heads.label_propagation import LABEL_PROPAGATION
 from services.trainer.heads.logistic import LOGISTIC, fit_head
 from services.trainer.heads.mlp import DROPOUT, MLP
+from services.trainer.heads.rounds import ROUNDS
 from services.trainer.heads.self_training import SELF_TRAINING
 
-HEADS = by_name((LOGISTIC, COSINE, MLP, BOOTSTRAP, DROPOUT, LABEL_PROPAGATION, SELF_TRAINING))
+HEADS = by_name((LOGISTIC, COSINE, MLP, BOOTSTRAP, DROPOUT, ROUNDS, LABEL_PROPAGATION, SELF_TRAINING))
 
 __all__ = [
     "ABSENT_BIAS",
@@ -32,6 +34,7 @@ __all__ = [
     "HeadTask",
     "UnlabelledPool",
     "calibrated_temperature",
+    "fit_blocks",
     "fit_head",
     "known_in_other_folds",
     "random_classes",

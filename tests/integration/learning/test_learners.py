@@ -179,7 +179,7 @@ def test_every_head_is_published_as_it_is(name, cache_dir, tmp_path, watch):
     bare = learner_for(config, Noise(), cache_dir).initial_model(3, watch)
     pool = [str(i) for i in range(100)]
     learner = learner_for(config, Noise(), cache_dir, embeddings=embeddings, pool_ids=pool)
-    labelled = LabelledSamples(tuple(pool[:40]), np.arange(40) % 3, np.ones(40, bool))
+    labelled = LabelledSamples(tuple(pool[:40]), np.arange(40) % 3, np.ones(40, bool), np.arange(40) // 10)
     model = learner.fit(labelled, 3, 0, watch)
     # The pool is read by the heads that learn from it, and by no other.
     assert set(asked) == set(pool if HEADS[name].uses_pool else pool[:40])
@@ -192,6 +192,33 @@ def test_every_head_is_published_as_it_is(name, cache_dir, tmp_path, watch):
         0
     ]
     assert logits.shape == (5, members, 3)
+
+
+def test_a_committee_of_backbones_is_published_as_one_model(cache_dir, tmp_path, watch):
+    members = [{"name": "base_cnn", "weights": "none"}, {"name": "base_cnn", "weights": "none", "taps": 2}]
+    config = campaign({"members": members})
+    learner = learner_for(
+        config, Noise(), cache_dir, embeddings=lambda ids: bare.reference(Noise().images(ids)), pool_ids=()
+    )
+    bare = learner.initial_model(3, watch)
+    assert (bare.embedding_size, bare.backbone.name) == (256 + 384, "base_cnn+base_cnn")
+    images = noise_images(5)
+    parts = [
+        learner_for(campaign(member), Noise(), cache_dir).initial_model(3, watch).reference(images)
+        for member in members
+    ]
+    np.testing.assert_allclose(bare.reference(images), np.concatenate(parts, axis=1), atol=1e-5)
+    ids = tuple(str(i) for i in range(40))
+    model = learner.fit(LabelledSamples(ids, np.arange(40) % 3, np.ones(40, bool)), 3, 0, watch)
+    manifest = stage(model, Noise(), tmp_path / "noise" / "2", watch)
+    assert (manifest.head, manifest.members, manifest.parity.top1_disagreements) == ("logistic", 2, 0)
+    assert [it.taps for it in manifest.backbone.members] == ["last", "3,4"]
+    assert manifest.embedding_id == bare.embedding_id
+    logits, embedding = ort.InferenceSession(tmp_path / "noise" / "2" / "model.onnx").run(
+        ["logits", "embedding"], {"image": images}
+    )
+    assert (logits.shape, embedding.shape) == ((5, 2, 3), (5, 640))
+    np.testing.assert_allclose(logits, model.head.logits(embedding), atol=1e-3)
 
 
 def test_a_warm_cache_needs_no_torch(cache_dir, frozen_config):
@@ -257,7 +284,7 @@ def test_vgg16_end_to_end_on_the_real_weights(weights_dir, tmp_path, watch):
         config, Squares(), tmp_path / "cache", weights_dir, lambda ids: np.stack([stored[i] for i in ids])
     )
     initial = learner.initial_model(2, watch)
-    assert initial.embedding_size == 512
+    assert (initial.embedding_size, initial.backbone.taps) == (1024, "4,5")
     session = ort.InferenceSession(initial.embedding_graph)
     for first in range(0, 300, 50):
         rows = session.run(None, {"image": images[first : first + 50]})[0]

@@ -15,6 +15,8 @@ from services.trainer import weights
 from services.trainer.backbones import architecture, build
 from services.trainer.config import BackboneConfig
 from services.trainer.learning import SilentWatch
+from services.trainer.weight_files import parts_of
+from tests.integration.learning.conftest import campaign
 from tests.unit.learning.conftest import server
 
 __all__ = ["server"]  # a fixture
@@ -31,7 +33,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def make(name, weights_dir=None, source="default", size=32, seed=0):
-    return build(BackboneConfig(name=name, weights=source, input_size=size), 32, 32, weights_dir, seed, SilentWatch())
+    config = BackboneConfig(name=name, weights=source, input_size=size, taps="last")
+    return build(config, 32, 32, weights_dir, seed, SilentWatch())
 
 
 # ---- found --------------------------------------------------------------------------------------------
@@ -58,6 +61,108 @@ def test_a_classifier_in_the_file_is_left_out(tmp_path, weights_dir):
     whole = {**features, "classifier.0.weight": torch.zeros(2, 2)}
     save_file(whole, tmp_path / "whole.safetensors")
     assert make("vgg16", tmp_path, "whole.safetensors").embedding_id == make("vgg16", weights_dir).embedding_id
+
+
+@pytest.fixture
+def trained() -> dict[str, torch.Tensor]:
+    """base_cnn's weights."""
+    return make("base_cnn", source="none", seed=3).net.backbone.state_dict()
+
+
+WRAPS = {
+    "bare": dict,
+    "within": lambda tensors: {"epoch": 3, "state_dict": tensors},
+    "parallel": lambda tensors: {f"module.{key}": tensor for key, tensor in tensors.items()},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("suffix", ["pth", "pt"])
+def test_a_checkpoint_gives_the_same_embedding_as_safetensors(tmp_path, trained, wrap, suffix):
+    save_file(trained, tmp_path / "mine.safetensors")
+    torch.save(WRAPS[wrap](trained), tmp_path / f"mine.{suffix}")
+    found = make("base_cnn", tmp_path, f"mine.{suffix}")
+    assert found.embedding_id == make("base_cnn", tmp_path, "mine.safetensors").embedding_id
+    assert found.info.weights == f"mine.{suffix}"
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
+    torch.save({"weight": torch.ones(1), "more": Touch(tmp_path / "ran")}, tmp_path / "mine.pth")
+    with pytest.raises(DamagedArtefact, match=r"mine\.pth cannot be read as tensors alone"):
+        make("base_cnn", tmp_path, "mine.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"loss": 0.5}, tmp_path / "mine.pth")
+    with pytest.raises(DamagedArtefact, match="no state dict"):
+        make("base_cnn", tmp_path, "mine.pth")
+    (tmp_path / "mine.pth").write_bytes(b"")
+    with pytest.raises(DamagedArtefact, match="cannot be read"):
+        make("base_cnn", tmp_path, "mine.pth")
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["right hash", "wrong hash"])
+def test_a_url_with_its_hash_is_downloaded_once_and_verified(tmp_path, monkeypatch, server, trained, wrong):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    save_file(trained, tmp_path / "mine.safetensors")
+    content = (tmp_path / "mine.safetensors").read_bytes()
+    server.files = {"/mine.safetensors": content}
+    sha256 = "0" * 64 if wrong else hashlib.sha256(content).hexdigest()
+    source = {"url": f"http://127.0.0.1:{server.server_address[1]}/mine.safetensors", "sha256": sha256}
+    if wrong:
+        with pytest.raises(DamagedArtefact, match="expected 0000"):
+            make("base_cnn", source=source)
+        return
+    found = make("base_cnn", source=source)
+    assert found.embedding_id == make("base_cnn", tmp_path, "mine.safetensors").embedding_id
+    assert found.info.weights == "mine.safetensors"
+    make("base_cnn", source=source)
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"url": "https://host/mine.pth"}, r"missing key 'backbone\.weights\.download\.sha256'"),
+        ({"url": "https://host/mine.pth", "sha256": "abc"}, r"backbone\.weights\.download\.sha256"),
+        ({"url": "ftp://host/mine.pth", "sha256": "0" * 64}, r"backbone\.weights\.download\.url"),
+    ],
+    ids=["no hash", "short hash", "other scheme"],
+)
+def test_a_url_without_a_whole_hash_is_refused(source, message):
+    with pytest.raises(BadConfig, match=message):
+        campaign({"name": "base_cnn", "weights": source})
+
+
+def test_doctor_and_the_log_say_which_parts_a_file_has(tmp_path, capsys, trained):
+    save_file({**trained, "head.weight": torch.ones(1)}, tmp_path / "mine.safetensors")
+    assert parts_of(tmp_path / "mine.safetensors") == f"blocks ({len(trained)} tensors), head (1 tensor)"
+    (tmp_path / "broken.safetensors").write_bytes(b"x")
+    assert "cannot be read" in parts_of(tmp_path / "broken.safetensors")
+    save_file(trained, tmp_path / "mine.safetensors")
+    make("base_cnn", tmp_path, "mine.safetensors")
+    printed = capsys.readouterr().out
+    assert "weights_loaded" in printed
+    assert f"blocks ({len(trained)} tensors)" in printed
+    assert "it has no classifier" in printed
+
+
+def test_names_of_older_torchvision_files_are_understood():
+    renames = architecture("torchvision/densenet121").renamed
+    old = ("features.denseblock1.denselayer1.norm.1.weight", "encoder.layers.encoder_layer_0.mlp.linear_2.bias")
+    new = weights.renamed(dict.fromkeys(old, torch.ones(1)), renames)
+    assert list(new) == ["features.denseblock1.denselayer1.norm1.weight", "encoder.layers.encoder_layer_0.mlp.3.bias"]
 
 
 # ---- not found, not right -----------------------------------------------------------------------------
@@ -130,9 +235,9 @@ def test_base_cnn_must_be_asked_for_untrained():
     assert make("base_cnn", source="none").info.weights == "none"
 
 
-@pytest.mark.parametrize("source", ["imagenet", "weights.pth"])
+@pytest.mark.parametrize("source", ["imagenet", "weights.bin"])
 def test_a_source_that_is_no_source_is_refused(source):
-    with pytest.raises(BadConfig, match="none of 'default', 'none' and the path"):
+    with pytest.raises(BadConfig, match=r"none of 'default', 'none' and the path of a \.safetensors, \.pth, \.pt file"):
         make("vgg16", source=source)
 
 

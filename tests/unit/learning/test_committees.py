@@ -1,5 +1,7 @@
 """Bootstrapped and dropout committees, the network they share, and one temperature for all members."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ from services.trainer.heads.bootstrap import BOOTSTRAP, resamples
 from services.trainer.heads.logistic import LOGISTIC
 from services.trainer.heads.mlp import DROPOUT, MLP
 from services.trainer.heads.network import KEPT, UNITS, train
-from services.trainer.learning import SilentWatch
+from services.trainer.heads.rounds import ROUNDS, known_by_round
+from services.trainer.learning import LabelledSamples, SilentWatch
 from services.trainer.logistic import fit_logistic
 from tests.unit.learning.conftest import CountingWatch, blobs, labelled
 
@@ -59,6 +62,44 @@ def test_each_member_is_the_logistic_fit_of_its_own_resample():
 def test_bootstrap_chooses_the_c_of_the_logistic_head():
     rows, truth = blobs(120, 30)
     assert BOOTSTRAP.fit(task(rows, truth)).notes["c"] == LOGISTIC.fit(task(rows, truth)).notes["c"]
+
+
+# ---- rounds ---------------------------------------------------------------------------------------------
+
+
+def bought(truth, rounds) -> LabelledSamples:
+    return replace(labelled(truth), rounds=np.array(rounds))
+
+
+def test_members_know_the_labels_up_to_one_round_after_another():
+    samples = bought(np.arange(6) % 2, [1, 1, 3, 3, 4, 4])
+    assert known_by_round(samples, 2).astype(int).tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert known_by_round(samples, 9).sum(axis=1).tolist() == [2, 4, 6]  # there were no more rounds
+    assert known_by_round(replace(samples, rounds=None), 3).sum(axis=1).tolist() == [6]
+
+
+def test_a_round_with_one_class_made_no_classifier():
+    assert known_by_round(bought(np.array([0, 0, 1, 0]), [1, 1, 2, 3]), 5).sum(axis=1).tolist() == [3, 4]
+
+
+def test_each_member_is_the_logistic_fit_of_what_was_known_then():
+    rows, truth = blobs(60, 8)
+    samples = bought(truth, np.repeat([1, 2, 3], 20))
+    head = ROUNDS.fit(HeadTask(rows, samples, 3, 0, SilentWatch(), c_grid=(0.1,), members=3)).head
+    standard = np.column_stack([(rows.astype(float) - head.mean) / head.scale, np.ones(60)])
+    for member, count in enumerate((20, 40, 60)):
+        alone = fit_logistic(standard[:count], truth[:count], np.ones((1, count)), 3, 0.1, None, 1e-8, lambda: None)
+        np.testing.assert_allclose(head.weights[member], alone[:-1, 0].T, atol=1e-3)
+
+
+def test_a_class_that_came_later_is_never_what_an_earlier_member_predicts():
+    rows, truth = blobs(60, 8)
+    truth = np.where(np.arange(60) < 20, truth % 2, truth)
+    head = ROUNDS.fit(HeadTask(rows, bought(truth, np.repeat([1, 2, 3], 20)), 3, 0, SilentWatch(), members=3)).head
+    first, *later = np.moveaxis(head.logits(rows), 1, 0)
+    assert not (first.argmax(axis=1) == 2).any()
+    assert not head.weights[0, 2].any()
+    assert all((member[:, 2] > member.min(axis=1)).any() for member in later)
 
 
 # ---- network --------------------------------------------------------------------------------------------

@@ -45,6 +45,56 @@ def test_a_network_that_is_trained_has_no_choice_of_heads():
         make_config(learner={"mode": "finetune", "head": "mlp"})
 
 
+@pytest.mark.parametrize("taps", ["default", "last", 2, (2, 4)])
+def test_taps_are_a_name_a_number_or_a_list(taps):
+    assert make_config(backbone={"name": "vgg16", "taps": taps}).backbone.taps == taps
+
+
+@pytest.mark.parametrize("taps", ["first", 0, [], [0], ["last"], True, 1.5])
+def test_other_taps_are_refused_in_one_line(taps):
+    with pytest.raises(BadConfig, match=r"backbone\.taps: .* such as \[3, 5\]") as caught:
+        make_config(backbone={"name": "vgg16", "taps": taps})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_default_taps_are_those_of_the_named_backbone():
+    assert make_config(backbone={"name": "vgg16"}).backbone.resolved_taps == 2
+    assert make_config(backbone={"name": "vgg16", "taps": "last"}).backbone.resolved_taps == "last"
+    assert make_config(backbone={"name": "resnet18.tv_in1k"}).backbone.resolved_taps == "last"
+
+
+TWO = [{"name": "vgg16", "input_size": 64}, {"name": "resnet50"}]
+
+
+def test_several_backbones_are_named_by_their_members_and_are_a_committee():
+    config = make_config(backbone={"members": TWO}, strategy="vote_entropy")
+    assert config.backbone.name == "vgg16+resnet50"
+    assert config.committee_size == 2
+    assert type(config).model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"members": TWO[:1]}, "at least two"),
+        ({"members": [TWO[0], {"members": TWO}]}, "at least two single backbones"),
+        ({"members": [TWO[0], TWO[0]]}, "twins would never disagree"),
+        ({"members": TWO, "input_size": 96}, "input_size belongs to each of the members"),
+        ({"members": TWO, "name": "both"}, "name belongs to each of the members"),
+        ({"members": [{"nam": "vgg16"}, TWO[1]]}, "missing key 'backbone.members.0.name'"),
+    ],
+)
+def test_what_is_no_committee_of_backbones_is_refused(backbone, message):
+    with pytest.raises(BadConfig, match=message):
+        make_config(backbone=backbone)
+
+
+@pytest.mark.parametrize("learner", [{"mode": "finetune"}, {"head": "cosine"}, {"head": "bootstrap"}])
+def test_several_backbones_carry_one_linear_head_each(learner):
+    with pytest.raises(BadConfig, match="each carries one linear head"):
+        make_config(backbone={"members": TWO}, learner=learner)
+
+
 def test_variants_are_asked_for_by_name_and_nobody_gets_them_unasked():
     assert make_config().export.variants == ()
     assert make_config(export={"variants": ["fp16", "int8"]}).export.variants == ("fp16", "int8")
