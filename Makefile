@@ -63,14 +63,17 @@ lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 	$(BIN)/python scripts/lock.py $(TORCH)
 
 ##@ Measure it
-.PHONY: bench bench-accuracy bench-heads bench-serving bench-pool bench-strategies bench-al
-bench: bench-accuracy bench-heads bench-serving bench-pool bench-strategies bench-al ## Every benchmark
+.PHONY: bench bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al
+bench: bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al ## Every benchmark
 
 bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
 	$(BIN)/python -m tests.bench.accuracy --csv docs/benchmarks/vgg16-accuracy.csv
 
 bench-heads: $(DEV_VENV) ## CIFAR-10, two frozen backbones: every head at 100, 500 and 1,500 random labels (needs the images and the weights)
 	$(BIN)/python -m tests.bench.heads --csv docs/benchmarks/heads.csv
+
+bench-taps: $(DEV_VENV) ## CIFAR-10, two frozen backbones: which stages are worth it, with and without flip (needs the images and the weights)
+	$(BIN)/python -m tests.bench.taps --csv docs/benchmarks/taps.csv
 
 bench-serving: $(DEV_VENV) ## The service against onnxruntime in a plain loop, on one core (needs CIFAR-10, two cores)
 	$(BIN)/python -m tests.bench.serving --csv docs/benchmarks/serving.csv

@@ -194,6 +194,17 @@ def test_every_head_is_published_as_it_is(name, cache_dir, tmp_path, watch):
     assert logits.shape == (5, members, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "torchvision/mobilenet_v3_small"])
+def test_tapped_networks_of_both_libraries_are_exported_as_they_are(name, cache_dir, watch):
+    config = campaign({"name": name, "weights": "none", "input_size": 64, "taps": 2, "flip": True})
+    model = learner_for(config, Noise(), cache_dir).initial_model(3, watch)
+    images = noise_images(3)
+    (embedding,) = ort.InferenceSession(model.embedding_graph).run(None, {"image": images})
+    expected = model.reference(images)
+    np.testing.assert_allclose(embedding, expected, atol=1e-3 * np.abs(expected).max())
+
+
 def test_a_committee_of_backbones_is_published_as_one_model(cache_dir, tmp_path, watch):
     members = [{"name": "base_cnn", "weights": "none"}, {"name": "base_cnn", "weights": "none", "taps": 2}]
     config = campaign({"members": members})

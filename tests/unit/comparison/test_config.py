@@ -7,6 +7,16 @@ from services.trainer.comparison.cells import CEILING
 from services.trainer.comparison.config import check_strategies, load_comparison
 from tests.unit.comparison.conftest import make_comparison
 
+TWO = [{"name": "vgg16"}, {"name": "resnet50"}]
+
+
+def test_several_backbones_are_a_committee_also_with_a_single_head():
+    check_strategies(make_comparison(backbones={"two": {"members": TWO}}, strategies=["vote_entropy"]))
+    with pytest.raises(BadConfig, match="fits a single model"):
+        check_strategies(
+            make_comparison(backbones={"two": {"members": TWO}, "one": TWO[0]}, strategies=["vote_entropy"])
+        )
+
 
 def test_random_is_always_compared_and_comes_first():
     assert make_comparison(strategies=["margin"]).strategies == ("random", "margin")
@@ -50,6 +60,7 @@ def test_a_cell_is_a_campaign():
         ({"heads": {"deep": {"mode": "finetune"}}}, "heads.deep"),
         ({"backbones": {}}, "backbones"),
         ({"backbones": {"a/b": {"name": "vgg16"}}}, "pattern"),
+        ({"backbones": {"two": {"members": TWO}}, "heads": {"b": {"head": "bootstrap"}}}, "one linear head"),
         ({"budgett": 30}, "did you mean 'budget'"),
     ],
 )

@@ -106,6 +106,7 @@ def test_a_cell_buys_what_a_campaign_buys(tmp_path, strategy):
     assert [given.drawn_at_random.sum() for given in cells.given] == [
         given.drawn_at_random.sum() for given in learner.given
     ]
+    assert [sorted(given.rounds) for given in cells.given] == [sorted(given.rounds) for given in learner.given]
     rounds = [r.report["metrics"]["test"]["accuracy"] for r in store.rounds(campaign.name) if r.round_no]
     assert [p.accuracy for p in points] == pytest.approx(rounds)
 

@@ -140,6 +140,7 @@ def test_the_exporter_learns_what_was_labelled_and_what_of_it_at_random(store, l
     assert last.labels_used == len(last.labelled) == 20
     assert last.labelled.ids == tuple(label.sample_id for label in labels)
     assert last.labelled.drawn_at_random.tolist() == [label.drawn_at_random for label in labels]
+    assert last.labelled.rounds.tolist() == [label.round_no for label in labels]
 
 
 @pytest.mark.parametrize("round_no", [1, 2])
