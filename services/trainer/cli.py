@@ -20,7 +20,7 @@ from rich.table import Table
 
 from services.common.errors import BadRequest, Conflict, QuerentError
 from services.common.observability import configure_logging
-from services.trainer import compare_cli, labels_cli, models_cli, wiring
+from services.trainer import compare_cli, grid_cli, labels_cli, models_cli, study_cli, wiring
 from services.trainer.campaign import AT_REST, Campaign
 from services.trainer.config import load_config
 from services.trainer.follow import follow, progress_bars
@@ -40,6 +40,8 @@ app = typer.Typer(
 app.add_typer(models_cli.app, name="models")
 app.add_typer(labels_cli.app, name="labels")
 app.command(epilog="Example: `al-trainer compare examples/compare.yaml --follow`")(compare_cli.compare)
+app.command(epilog="Example: `al-trainer grid examples/grid.yaml --local 2`")(grid_cli.grid)
+app.command(epilog="Example: `al-trainer study examples/original-study.yaml --local 2`")(study_cli.study)
 console = Console()
 
 CampaignName = Annotated[str, typer.Argument(help="A campaign's name, as `al-trainer list` shows it.")]

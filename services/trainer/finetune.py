@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,12 +29,14 @@ from services.trainer.learning import FittedModel, Head, LabelledSamples, Watch
 from services.trainer.pretrained import PretrainedBackbone, device_of, embed, export, use_threads
 
 if TYPE_CHECKING:
+    from services.trainer.backbones import Backbone
     from services.trainer.classifier import EmbeddingNet
     from services.trainer.training import TrainedNetwork
 
 # Each fold is a whole training: as many as a temperature needs, not as many as a head can afford.
 _MOST_TRAININGS = 3
 _IMAGES_AT_ONCE = 64
+_NOT_EXPORTED = Path("not-exported.onnx")
 
 
 class FinetuneLearner:
@@ -44,9 +47,10 @@ class FinetuneLearner:
         backbone: PretrainedBackbone,
         config: LearnerConfig,
         images: Callable[[Sequence[str]], np.ndarray],
-        trained: GraphCache,
+        trained: GraphCache | None,
         threads: int,
     ) -> None:
+        """`trained`: where graphs of fitted networks go; None exports none, for models that are never published."""
         self._backbone = backbone
         self._config = config
         self._images = images
@@ -101,21 +105,27 @@ class FinetuneLearner:
         pretrained = self._backbone.build(watch)
         info = pretrained.info.model_copy(update={"weights_sha256": fingerprint(net.backbone)})
         trained = replace(pretrained, net=net, info=info)
-        # First: the same labels give the same network, and its graph may lie here from another day.
-        self._trained.drop_older_than_a_day()
-        card = self._trained.card(trained.embedding_id) or export(self._trained, trained, info, watch)
-        self._newest = card.embedding_id, network.net
+        graph = self._graph(trained, watch)
+        self._newest = trained.embedding_id, network.net
         return FittedModel(
             head=head,
             backbone=info,
-            embedding_id=card.embedding_id,
-            embedding_size=card.embedding_size,
+            embedding_id=trained.embedding_id,
+            embedding_size=trained.embedding_size,
             embedding_shared=False,
-            embedding_graph=self._trained.path(card.embedding_id),
+            embedding_graph=graph,
             out_of_fold=out_of_fold,
             notes=notes,
             reference=lambda images: embed(net, images),
         )
+
+    def _graph(self, trained: "Backbone", watch: Watch) -> Path:
+        if self._trained is None:
+            return _NOT_EXPORTED
+        # First: the same labels give the same network, and its graph may lie here from another day.
+        self._trained.drop_older_than_a_day()
+        card = self._trained.card(trained.embedding_id) or export(self._trained, trained, trained.info, watch)
+        return self._trained.path(card.embedding_id)
 
 
 class _Fits:

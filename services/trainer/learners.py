@@ -44,10 +44,12 @@ def make_learner(
     images: Images,
     threads: int,
     pool_ids: Sequence[str] = (),
+    publishes: bool = True,
 ) -> Learner:
     """What a campaign's configuration asks for. Nothing is built or read before it is used.
 
-    `pool_ids`: every sample of the pool, for heads that learn from unlabelled ones.
+    `pool_ids`: every sample of the pool, for heads that learn from unlabelled ones. `publishes`: False saves the export
+    of trained networks.
     """
     cache = GraphCache(cache_dir)
     chosen = config.backbone
@@ -57,7 +59,8 @@ def make_learner(
     backbone = PretrainedBackbone(chosen, source_height, source_width, weights_dir, cache, config.seed, threads)
     if config.learner.mode == "head":
         return HeadLearner(backbone, config.learner, embeddings, threads, pool_ids)
-    return FinetuneLearner(backbone, config.learner, images, GraphCache(cache_dir / "trained"), threads)
+    trained = GraphCache(cache_dir / "trained") if publishes else None
+    return FinetuneLearner(backbone, config.learner, images, trained, threads)
 
 
 class HeadLearner:

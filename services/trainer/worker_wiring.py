@@ -13,9 +13,9 @@ from prometheus_client import REGISTRY
 from services.common.registry import Registry
 from services.common.samples import SampleStore, read_source
 from services.trainer.campaign import Campaign
+from services.trainer.comparison.report import write_report
 from services.trainer.comparison.running import CellRunner, StoredStudies
 from services.trainer.comparison.store import ComparisonStore
-from services.trainer.comparison.write import write_comparison
 from services.trainer.database import open_database
 from services.trainer.export import OnnxExporter
 from services.trainer.learners import make_learner
@@ -80,10 +80,11 @@ def cell_runner() -> CellRunner:
 
 
 def report_when_over(store: ComparisonStore, name: str) -> None:
-    """The worker that saves a comparison's last cell writes its report."""
+    """The worker that saves the last cell of a comparison or a grid search writes its report."""
     comparison = store.comparison(name)
     if store.tally(comparison).over:
-        write_comparison(settings().reports_dir / "compare" / name, comparison.config, store.results(comparison))
+        plan = comparison.config
+        write_report(settings().reports_dir / plan.kind / name, plan, store.results(comparison))
 
 
 class _Toolbox:

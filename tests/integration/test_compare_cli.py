@@ -65,7 +65,7 @@ def test_a_config_that_cannot_run_is_explained(compare, changed, told):
 
 
 def test_without_inference_nothing_is_begun_and_the_error_names_its_address(compare, tmp_path):
-    result = compare(CONFIG + "budget: 30\n", "--local", "1")
+    result = compare(CONFIG + "budget: 30\n")
     assert result.returncode == 1
     assert "127.0.0.1:1" in result.stderr
     assert "Traceback" not in result.stderr

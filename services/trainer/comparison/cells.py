@@ -7,6 +7,8 @@ from typing import Any
 # Stands in a strategy's place for the fit on the whole pool. No strategy has a space in its name.
 CEILING = "all labels"
 BASELINE = "random"
+# Stands in a strategy's place for one setting of a grid search, judged inside its labelled set.
+TRIAL = "grid trial"
 
 
 @dataclass(frozen=True, order=True)
@@ -26,6 +28,10 @@ class Cell:
     @property
     def is_ceiling(self) -> bool:
         return self.strategy == CEILING
+
+    @property
+    def is_trial(self) -> bool:
+        return self.strategy == TRIAL
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,51 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """How a trial did on labelled samples that its models had not seen; what settings are chosen by."""
+
+    accuracy: float
+    # In nats.
+    log_loss: float
+    # CPU seconds of all threads for the fits of all folds.
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell."""
+
+    points: tuple[Point, ...]
+    # Of the test samples after the last point; rows: true class, columns: predicted class. Empty where it was not kept.
+    confusion: tuple[tuple[int, ...], ...] = ()
+    # Of trials.
+    validation: Validation | None = None
+
+
+@dataclass(frozen=True)
 class CellResult:
     cell: Cell
     points: tuple[Point, ...]
+    confusion: tuple[tuple[int, ...], ...] = ()
+    validation: Validation | None = None
+
+    @classmethod
+    def of(cls, cell: Cell, outcome: Outcome) -> "CellResult":
+        return cls(cell, outcome.points, outcome.confusion, outcome.validation)
 
     def as_json(self) -> dict[str, Any]:
-        return {"cell": asdict(self.cell), "points": [asdict(p) for p in self.points]}
+        return asdict(self)
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> "CellResult":
-        return cls(Cell(**value["cell"]), tuple(Point(**p) for p in value["points"]))
+        """Also of results that were saved before confusions and validations were kept."""
+        validation = value.get("validation")
+        return cls(
+            Cell(**value["cell"]),
+            tuple(Point(**p) for p in value["points"]),
+            tuple(tuple(row) for row in value.get("confusion", ())),
+            None if validation is None else Validation(**validation),
+        )
 
 
 def grid(strategies: Sequence[str], backbones: Sequence[str], heads: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

@@ -1,8 +1,8 @@
 """A comparison's configuration: one YAML file, checked whole before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -26,14 +26,28 @@ from services.trainer.strategies import strategies, strategy
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
 
 
+def seeds_of(given: Any) -> Any:
+    """A number stands for so many seeds from 0 on."""
+    return tuple(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+def folder_name(name: str) -> str:
+    """Raises ValueError for what cannot be one."""
+    if not is_campaign_name(name):
+        raise ValueError("use a-z, 0-9 and -, at most 63 characters, starting with a letter or digit")
+    return name
+
+
 class ComparisonConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: ClassVar[str] = "compare"
 
     name: str
     source: SourceConfig
     # "random" is always compared, whether it is listed or not.
     strategies: tuple[str, ...] = Field(min_length=1)
-    # Name -> backbone, and name -> learner section of a campaign (mode: head).
+    # Name -> backbone, and name -> learner section of a campaign (any mode).
     backbones: Mapping[Name, BackboneConfig] = Field(min_length=1)
     heads: Mapping[Name, LearnerConfig] = Field(default={"logistic": LearnerConfig()}, min_length=1)
     # A list, or a number: so many from 0 on.
@@ -49,14 +63,12 @@ class ComparisonConfig(BaseModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _count_of_seeds(cls, given: Any) -> Any:
-        return tuple(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+        return seeds_of(given)
 
     @field_validator("name")
     @classmethod
     def _folder_name(cls, name: str) -> str:
-        if not is_campaign_name(name):
-            raise ValueError("use a-z, 0-9 and -, at most 63 characters, starting with a letter or digit")
-        return name
+        return folder_name(name)
 
     @field_validator("strategies")
     @classmethod
@@ -73,13 +85,14 @@ class ComparisonConfig(BaseModel):
                 f"budget {self.budget} is not initial.labels {self.initial.labels} and whole batches of {self.batch}: "
                 f"{self.initial.labels + max(1, more // self.batch) * self.batch} would do"
             )
-        trained = [name for name, head in self.heads.items() if head.mode != "head"]
-        if trained:
-            raise ValueError(f"heads.{trained[0]}: a comparison runs on stored embeddings, so mode must be 'head'")
         for backbone in self.backbones.values():
             for head in self.heads.values():
                 check_members(backbone, head)
         return self
+
+    @property
+    def labels_needed(self) -> int:
+        return self.budget
 
     def cells(self) -> list[Cell]:
         return grid(self.strategies, tuple(self.backbones), tuple(self.heads), self.seeds)
@@ -97,6 +110,10 @@ class ComparisonConfig(BaseModel):
             rounds=RoundsConfig(count=(self.budget - self.initial.labels) // self.batch, batch=self.batch),
             random_share=self.random_share,
         )
+
+    def pool_rows(self, pool_ids: Sequence[str]) -> tuple[str, ...]:
+        """The pool samples whose embeddings the cells read."""
+        return tuple(pool_ids)
 
 
 def load_comparison(path: Path) -> ComparisonConfig:

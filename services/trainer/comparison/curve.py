@@ -1,4 +1,4 @@
-"""A campaign's loop on stored embeddings: nothing is exported, nothing published, the test samples only report."""
+"""A campaign's loop in this process: nothing is exported, nothing published, the test samples only report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from services.trainer.batches import pick_batch
-from services.trainer.comparison.cells import Point
+from services.trainer.comparison.cells import Outcome, Point
 from services.trainer.comparison.meter import Cost, measured
-from services.trainer.comparison.scoring import Embedded, members
+from services.trainer.comparison.scoring import Features, members
 from services.trainer.config import CampaignConfig
-from services.trainer.evaluation import evaluate
+from services.trainer.evaluation import Evaluation, evaluate
 from services.trainer.learning import FittedModel, LabelledSamples, Learner, Watch
 from services.trainer.pool import Pool
 from services.trainer.strategies import Kept, ScoredPool, strategy
+
+# A confusion matrix of more classes is larger than everything else that is kept of a cell.
+_MOST_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Study:
     # Class index of every pool sample (the simulated oracle) and test sample.
     truth: Mapping[str, int]
     class_count: int
-    embedded: Embedded
+    embedded: Features
     embedding_key: str
 
     def classes_of(self, ids: tuple[str, ...]) -> np.ndarray:
@@ -47,7 +50,7 @@ class _Run:
 
     def scored(self, pool: Pool, model: FittedModel, round_no: int) -> ScoredPool:
         """What the strategy may see. It reads classes of bought samples only."""
-        embedded, wanted = self.study.embedded, strategy(self.config.strategy_of(round_no))
+        embedded, wanted = self.study.embedded.under(model, self.watch), strategy(self.config.strategy_of(round_no))
         return ScoredPool(
             ids=pool.unlabelled,
             labelled=pool.labelled,
@@ -56,19 +59,20 @@ class _Run:
             classify=lambda rows: members(model, rows),
             labelled_classes=self.study.classes_of(pool.labelled),
             class_count=self.study.class_count,
-            embedding_key=self.study.embedding_key,
+            embedding_key=self.study.embedding_key if model.embedding_shared else model.embedding_id,
             kept=self.kept,
             look=lambda: self.watch.progress("pick", 0, 0),
             tell=self.told.append,
         )
 
 
-def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> list[Point]:
+def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> Outcome:
     """Buy, fit and evaluate until the budget is spent. The same configuration gives the same curve."""
     run = _Run(config, study, learner, watch)
     pool, drawn = Pool(study.pool_ids), np.empty(0, bool)
     model = learner.initial_model(study.class_count, watch)
-    points = []
+    points: list[Point] = []
+    evaluation: Evaluation | None = None
     for round_no in range(1, config.last_round + 1):
         run.told.clear()
         with measured() as query:
@@ -80,24 +84,26 @@ def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch
         with measured() as fit:
             # One seed for all rounds, as in a campaign: a round's model depends on its labels only.
             model = learner.fit(labelled, study.class_count, config.seed, watch)
-        points.append(_point(model, study, learner, len(labelled), query, fit, " ".join(run.told), watch))
+        evaluation = on_test(model, study, learner, watch)
+        points.append(point(evaluation, len(labelled), query, fit, " ".join(run.told)))
         watch.progress("round", round_no, config.last_round)
-    return points
+    return Outcome(tuple(points), confusion_of(evaluation))
 
 
-def ceiling(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> list[Point]:
+def ceiling(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> Outcome:
     """The same learner on the labels of the whole pool."""
     every = LabelledSamples(study.pool_ids, study.classes_of(study.pool_ids), np.ones(len(study.pool_ids), bool))
     with measured() as fit:
         model = learner.fit(every, study.class_count, config.seed, watch)
-    return [_point(model, study, learner, len(every), Cost(), fit, "", watch)]
+    evaluation = on_test(model, study, learner, watch)
+    return Outcome((point(evaluation, len(every), Cost(), fit),), confusion_of(evaluation))
 
 
-def _point(
-    model: FittedModel, study: Study, learner: Learner, labels: int, query: Cost, fit: Cost, told: str, watch: Watch
-) -> Point:
-    truth = study.classes_of(study.test_ids)
-    evaluation = evaluate(learner.probabilities(model, study.test_ids, watch), truth)
+def on_test(model: FittedModel, study: Study, learner: Learner, watch: Watch) -> Evaluation:
+    return evaluate(learner.probabilities(model, study.test_ids, watch), study.classes_of(study.test_ids))
+
+
+def point(evaluation: Evaluation, labels: int, query: Cost, fit: Cost, told: str = "") -> Point:
     return Point(
         labels=labels,
         accuracy=evaluation.metrics["accuracy"],
@@ -110,3 +116,10 @@ def _point(
         fit_cpu_seconds=fit.cpu_seconds,
         told=told,
     )
+
+
+def confusion_of(evaluation: Evaluation | None) -> tuple[tuple[int, ...], ...]:
+    """As plain values; empty for more classes than are worth keeping."""
+    if evaluation is None or len(evaluation.confusion) > _MOST_CLASSES:
+        return ()
+    return tuple(tuple(int(n) for n in row) for row in evaluation.confusion)

@@ -5,15 +5,15 @@ promoted.
 """
 
 import shutil
+from collections.abc import Mapping
 
 import numpy as np
 
 from services.common.embeddings import EmbeddingStore
-from services.common.errors import BadConfig
+from services.common.errors import BadConfig, NotFound
 from services.common.registry import Registry
 from services.common.samples import SampleStore
-from services.trainer.comparison.cells import Cell
-from services.trainer.comparison.config import ComparisonConfig
+from services.trainer.comparison.plans import Plan
 from services.trainer.export import OnnxExporter
 from services.trainer.learners import make_learner
 from services.trainer.learning import FittedModel, VersionFacts, Watch
@@ -24,30 +24,57 @@ _PARITY_IMAGES = 256
 
 
 def embed_all(
-    config: ComparisonConfig,
+    config: Plan,
     samples: SampleStore,
     settings: Settings,
     registry: Registry,
     scorer: PoolScorer,
     watch: Watch,
 ) -> dict[str, str]:
-    """Backbone's name -> embedding id; afterwards every pool and test sample has its row in the store."""
-    ids = [*samples.ids("pool"), *samples.ids("test")]
+    """Backbone's name -> embedding id; afterwards every sample that the cells look at has its row in the store.
+
+    Learners that train their network embed for themselves. Raises MissingWeights.
+    """
+    ids = [*config.pool_rows(samples.ids("pool")), *samples.ids("test")]
+    cells = config.cells()
+    frozen = {cell.backbone for cell in cells if config.heads[cell.head].mode == "head"}
+    models = _bare_models(config, samples, settings, watch)
     found = {}
-    for name in config.backbones:
-        model = _bare(config, name, samples, settings, watch)
+    for name, model in models.items():
         store = EmbeddingStore(settings.embeddings_dir, model.embedding_id, samples.source.source_id)
-        if store.missing(ids):
+        if name in frozen and store.missing(ids):
             _embed(model, ids, samples, settings, registry, scorer, watch)
         found[name] = model.embedding_id
     return found
 
 
-def _bare(
-    config: ComparisonConfig, backbone: str, samples: SampleStore, settings: Settings, watch: Watch
-) -> FittedModel:
+class MissingWeights(NotFound):
+    """Weights of some backbones cannot be had; the message says what was tried and how to get them."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        """`reasons`: by the backbone's own name."""
+        super().__init__("\n".join(reasons.values()))
+        self.reasons = reasons
+
+
+def _bare_models(config: Plan, samples: SampleStore, settings: Settings, watch: Watch) -> dict[str, FittedModel]:
+    """By the backbone's name in the plan. All are made before anything is embedded: what lacks is known early."""
+    models, reasons = {}, {}
+    for name, backbone in config.backbones.items():
+        if backbone.name in reasons:
+            continue
+        try:
+            models[name] = _bare(config, name, samples, settings, watch)
+        except NotFound as error:
+            reasons[backbone.name] = str(error)
+    if reasons:
+        raise MissingWeights(reasons)
+    return models
+
+
+def _bare(config: Plan, backbone: str, samples: SampleStore, settings: Settings, watch: Watch) -> FittedModel:
     """The backbone with a zero head."""
-    cell = Cell(config.seeds[0], backbone, next(iter(config.heads)), config.strategies[0])
+    cell = next(cell for cell in config.cells() if cell.backbone == backbone)
 
     def no_rows(_ids: object) -> np.ndarray:
         raise AssertionError("a zero head is fitted on nothing")
@@ -91,11 +118,11 @@ def _embed(
     registry.delete(name)
 
 
-def check_source(config: ComparisonConfig, samples: SampleStore) -> None:
+def check_source(config: Plan, samples: SampleStore) -> None:
     """Raises BadConfig when the source cannot carry the comparison."""
     splits = samples.source.splits
-    if splits["pool"] < config.budget:
-        raise BadConfig(f"the pool has {splits['pool']} samples and the budget is {config.budget} labels")
+    if splits["pool"] < config.labels_needed:
+        raise BadConfig(f"the pool has {splits['pool']} samples and the budget is {config.labels_needed} labels")
     if not splits["test"]:
         raise BadConfig("the source has no test samples; raise source.test_share or add a test split")
     if len(samples.source.classes) < 2:

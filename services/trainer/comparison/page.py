@@ -65,7 +65,7 @@ def render_page(
             f"{len(config.strategies)} strategies, up to {len(config.seeds)} seeds, {_budget(config)}{still}"
         ),
         random_share=f"{config.random_share:g}",
-        groups="".join(_group(s, p) for s, p in zip(summaries, pictures, strict=True))
+        groups="".join(group(s, p) for s, p in zip(summaries, pictures, strict=True))
         or '<p class="muted">No seed is finished for every strategy yet.</p>',
         config=escape(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip()),
     )
@@ -75,7 +75,8 @@ def _budget(config: ComparisonConfig) -> str:
     return f"{config.initial.labels:,} to {config.budget:,} labels in batches of {config.batch:,}"
 
 
-def _group(summary: Summary, pictures: Mapping[str, bytes]) -> str:
+def group(summary: Summary, pictures: Mapping[str, bytes]) -> str:
+    """What is said of one backbone and head."""
     drawn = "".join(picture(pictures, name, text, style) for name, text, style in _PICTURES)
     ceiling = ""
     if summary.ceiling is not None:
@@ -84,7 +85,7 @@ def _group(summary: Summary, pictures: Mapping[str, bytes]) -> str:
     return (
         f"<h2>{escape(summary.title)}</h2>"
         f'<p class="muted">{len(summary.seeds)} paired seeds.{escape(ceiling)}</p>'
-        f'<div class="card">{_found_table(summary)}</div><br>{drawn}'
+        f'<div class="card">{found_table(summary)}</div><br>{drawn}'
         f"<h2>{escape(summary.title)}: who beats whom</h2>"
         f"{picture(pictures, 'penalties', 'Pairwise penalty matrix', 'square')}"
         f"<h2>{escape(summary.title)}: what a query costs</h2>"
@@ -92,7 +93,8 @@ def _group(summary: Summary, pictures: Mapping[str, bytes]) -> str:
     )
 
 
-def _found_table(summary: Summary) -> str:
+def found_table(summary: Summary) -> str:
+    """Every strategy, the best area first."""
     budget = f"{summary.labels[-1]:,}"
     head = ["strategy", "AUBC", "less random", "95%", "seeds won", f"at {budget}", "less random", "95%"]
     head += [f"reaches random's {budget} at", "worst recall", "ECE", "query s", "MB"]
@@ -107,9 +109,9 @@ def _cells(summary: Summary, found: Found) -> list[str]:
     return [
         escape(found.strategy.replace("_", " ")),
         f"{100 * area:.2f}",
-        *(["", "", ""] if is_random else [_mean(gain), _interval(gain), f"{gain.wins}/{gain.pairs}"]),
+        *(["", "", ""] if is_random else [signed(gain), interval(gain), f"{gain.wins}/{gain.pairs}"]),
         f"{100 * last:.1f}%",
-        *(["", ""] if is_random else [_mean(final), _interval(final)]),
+        *(["", ""] if is_random else [signed(final), interval(final)]),
         _reaches(summary, found),
         f"{100 * found.final_worst_recall:.1f}%",
         f"{found.final_ece:.3f}",
@@ -118,12 +120,14 @@ def _cells(summary: Summary, found: Found) -> list[str]:
     ]
 
 
-def _mean(gain: Paired) -> str:
+def signed(gain: Paired) -> str:
+    """In points; bold when its interval leaves zero out."""
     text = f"{100 * gain.mean:+.2f}"
     return f"<b>{text}</b>" if gain.resolved else text
 
 
-def _interval(gain: Paired) -> str:
+def interval(gain: Paired) -> str:
+    """In points."""
     return f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f}" if np.isfinite(gain.low) else "one seed"
 
 

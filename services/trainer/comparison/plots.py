@@ -13,11 +13,11 @@ from services.trainer.comparison.statistics import t_quantile
 from services.trainer.comparison.summary import Found, Summary
 
 INK, MUTED, GRID, PAPER = "#1f2933", "#5b6875", "#e3e8ee", "#ffffff"
-_BASELINE = "#4b5563"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+BASELINE_INK = "#4b5563"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _BETTER, _WORSE, _OPEN = "#0072b2", "#d55e00", "#6b7785"
-_DPI = 150
+DPI = 150
 # More lines than this cannot be told apart in one picture.
 _MOST_LINES = 6
 
@@ -27,9 +27,9 @@ def learning_curves(summary: Summary) -> bytes:
     found = summary.found
     if len(found) - 1 > _MOST_LINES:
         return _curves_apart(summary)
-    figure = Figure(figsize=(8.6, 5.0), dpi=_DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(8.6, 5.0), dpi=DPI, layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
-    _dress(axes)
+    dress(axes)
     ends = []
     for place, one in enumerate(found):
         colour, marker = _look(place)
@@ -40,23 +40,23 @@ def learning_curves(summary: Summary) -> bytes:
     axes.margins(x=0.02, y=0.06)
     axes.set_xlabel("labels")
     axes.set_ylabel("accuracy on the test samples")
-    _title(axes, f"{summary.title}: accuracy by labels", f"mean of {_seeds(summary)}, 95% interval shaded")
+    title(axes, f"{summary.title}: accuracy by labels", f"mean of {_seeds(summary)}, 95% interval shaded")
     _name_ends(axes, float(summary.labels[-1]), ends)
-    return _png(figure)
+    return png(figure)
 
 
 def _curves_apart(summary: Summary) -> bytes:
     """One small picture a strategy, each with random behind it."""
     figure, panels = _panels(summary.found[1:])
     for axes, one in panels:
-        _curve(axes, summary.labels, summary.baseline, _BASELINE, "")
+        _curve(axes, summary.labels, summary.baseline, BASELINE_INK, "")
         _curve(axes, summary.labels, one, _verdict(one), "")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.set_title(_spoken(one.strategy), loc="left", color=_verdict(one), fontsize=10, weight="bold")
+        axes.set_title(spoken(one.strategy), loc="left", color=_verdict(one), fontsize=10, weight="bold")
     _name_panels(
         figure, f"{summary.title}: against random (grey), mean of {_seeds(summary)}", "accuracy on the test samples"
     )
-    return _png(figure)
+    return png(figure)
 
 
 def gains(summary: Summary) -> bytes:
@@ -68,23 +68,23 @@ def gains(summary: Summary) -> bytes:
         if len(d) > 1:
             half = t_quantile(len(d)) * d.std(axis=0, ddof=1) / np.sqrt(len(d))
             axes.fill_between(summary.labels, mean - half, mean + half, color=colour, alpha=0.18, lw=0)
-        axes.axhline(0, color=_BASELINE, lw=1.2, zorder=2)
+        axes.axhline(0, color=BASELINE_INK, lw=1.2, zorder=2)
         axes.plot(summary.labels, mean, color=colour, lw=2, zorder=3)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g}" if v else "0"))
-        axes.set_title(_spoken(one.strategy), loc="left", color=colour, fontsize=10, weight="bold")
+        axes.set_title(spoken(one.strategy), loc="left", color=colour, fontsize=10, weight="bold")
     _name_panels(
         figure, f"{summary.title}: gain over random, paired over {_seeds(summary)}, 95% interval", "points of accuracy"
     )
-    return _png(figure)
+    return png(figure)
 
 
 def aubc_gains(summary: Summary) -> bytes:
     """PNG: paired difference of AUBC to random with its 95% interval, the best on top."""
     others = sorted(summary.found[1:], key=lambda f: f.aubc_gain.mean)
-    figure = Figure(figsize=(8.6, 1.5 + 0.42 * len(others)), dpi=_DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(8.6, 1.5 + 0.42 * len(others)), dpi=DPI, layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
-    _dress(axes)
-    axes.axvline(0, color=_BASELINE, lw=1.2, zorder=1)
+    dress(axes)
+    axes.axvline(0, color=BASELINE_INK, lw=1.2, zorder=1)
     right = max((_reach(f) for f in others), default=0.0)
     for row, one in enumerate(others):
         gain, colour = one.aubc_gain, _verdict(one)
@@ -92,21 +92,21 @@ def aubc_gains(summary: Summary) -> bytes:
             axes.plot([100 * gain.low, 100 * gain.high], [row, row], color=colour, lw=2.4, solid_capstyle="round")
         axes.plot(100 * gain.mean, row, "o", color=colour, ms=8, zorder=3)
         axes.text(right, row, f"   {_points(gain.mean)} {_interval(one)}", va="center", color=colour, fontsize=9)
-    axes.set_yticks(range(len(others)), [_spoken(f.strategy) for f in others], color=INK, fontsize=9.5)
+    axes.set_yticks(range(len(others)), [spoken(f.strategy) for f in others], color=INK, fontsize=9.5)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(-0.7, len(others) - 0.3)
     axes.set_xlabel("AUBC less random's, in points of accuracy")
-    _title(axes, f"{summary.title}: area under the budget curve", f"paired over {_seeds(summary)}, 95% t interval")
-    return _png(figure)
+    title(axes, f"{summary.title}: area under the budget curve", f"paired over {_seeds(summary)}, 95% t interval")
+    return png(figure)
 
 
 def penalties(summary: Summary) -> bytes:
     """PNG: how often the strategy of a row beats that of a column, with how often each is beaten below."""
-    names = [_spoken(f.strategy) for f in summary.found]
+    names = [spoken(f.strategy) for f in summary.found]
     count = len(names)
     beaten = summary.penalties.sum(axis=0) / max(count - 1, 1)
     side = 0.56 * count
-    figure = Figure(figsize=(max(side + 1.7, 5.4), side + 2.2), dpi=_DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(max(side + 1.7, 5.4), side + 2.2), dpi=DPI, layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
     table = np.vstack([summary.penalties, beaten])
     axes.imshow(table, cmap="Blues", vmin=0, vmax=1)
@@ -125,21 +125,21 @@ def penalties(summary: Summary) -> bytes:
     axes.spines[:].set_visible(False)
     title = "Share of budgets at which the row beats the column"
     figure.suptitle(title, x=0.02, ha="left", color=INK, fontsize=10.5, weight="bold")
-    return _png(figure)
+    return png(figure)
 
 
 def query_cost(summary: Summary) -> bytes:
     """PNG: CPU seconds of one query on a logarithmic scale, the slowest one as a thin line, peak memory beside."""
     found = sorted(summary.found, key=lambda f: -f.query_cpu_seconds)
-    figure = Figure(figsize=(8.6, 1.4 + 0.4 * len(found)), dpi=_DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(8.6, 1.4 + 0.4 * len(found)), dpi=DPI, layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
-    _dress(axes)
+    dress(axes)
     smallest = 1e-3
     for row, one in enumerate(found):
         mean, slowest = max(one.query_cpu_seconds, smallest), max(one.slowest_query, smallest)
-        axes.plot([mean, slowest], [row, row], color=_COLOURS[5], lw=1.6, zorder=2)
-        axes.plot(slowest, row, "|", color=_COLOURS[5], ms=9, mew=1.6)
-        axes.plot(mean, row, "o", color=_COLOURS[0], ms=7, zorder=3)
+        axes.plot([mean, slowest], [row, row], color=COLOURS[5], lw=1.6, zorder=2)
+        axes.plot(slowest, row, "|", color=COLOURS[5], ms=9, mew=1.6)
+        axes.plot(mean, row, "o", color=COLOURS[0], ms=7, zorder=3)
         memory = "" if one.query_peak_mb is None else f", +{one.query_peak_mb:,.0f} MB"
         told = f"  {_seconds(one.query_cpu_seconds)}{memory}"
         axes.annotate(
@@ -148,14 +148,14 @@ def query_cost(summary: Summary) -> bytes:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _seconds(v)))
     axes.grid(axis="y", visible=False)
-    axes.set_yticks(range(len(found)), [_spoken(f.strategy) for f in found], color=INK, fontsize=9.5)
+    axes.set_yticks(range(len(found)), [spoken(f.strategy) for f in found], color=INK, fontsize=9.5)
     axes.set_ylim(-0.7, len(found) - 0.3)
     axes.set_xlim(right=axes.get_xlim()[1] * 6)
     axes.set_xlabel(
         "CPU seconds of one query: mean of the rounds (dot), slowest (bar), largest memory above the pool's"
     )
-    _title(axes, f"{summary.title}: what a query costs", "")
-    return _png(figure)
+    title(axes, f"{summary.title}: what a query costs", "")
+    return png(figure)
 
 
 # ---- parts -------------------------------------------------------------------------------------------
@@ -167,12 +167,12 @@ def _panels(found: Sequence[Found]) -> tuple[Figure, list[tuple[Axes, Found]]]:
     columns = 4 if count > 6 else 3 if count > 4 else min(count, 4)
     rows = -(-count // columns)
     size = (max(2.75 * columns, 5.5), 0.95 + 2.2 * rows)
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=PAPER)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for place, axes in enumerate(grid.flat):
         axes.set_visible(place < count)
         axes.tick_params(labelbottom=place + columns >= count)
-        _dress(axes)
+        dress(axes)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure, list(zip(grid.flat, found, strict=False))
 
@@ -186,13 +186,13 @@ def _name_panels(figure: Figure, title: str, unit: str) -> None:
 def _curve(axes: Axes, labels: np.ndarray, one: Found, colour: str, marker: str) -> np.ndarray:
     mean, low, high = one.band()
     axes.fill_between(labels, low, high, color=colour, alpha=0.13, lw=0)
-    style = (0, (4, 2)) if colour == _BASELINE and marker else "-"
+    style = (0, (4, 2)) if colour == BASELINE_INK and marker else "-"
     axes.plot(labels, mean, color=colour, marker=marker, lw=1.8, ms=4.5, ls=style, zorder=3)
     return mean
 
 
 def _look(place: int) -> tuple[str, str]:
-    return (_BASELINE, ".") if place == 0 else (_COLOURS[place - 1], _MARKERS[place - 1])
+    return (BASELINE_INK, ".") if place == 0 else (COLOURS[place - 1], MARKERS[place - 1])
 
 
 def _ceiling(axes: Axes, summary: Summary) -> None:
@@ -218,7 +218,7 @@ def _name_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str, str]]) -> 
     places = _apart([y for y, _, _ in ordered], apart, high)
     for (y, name, colour), place in zip(ordered, places, strict=True):
         axes.annotate(
-            f"{_spoken(name)}  {100 * y:.1f}%",
+            f"{spoken(name)}  {100 * y:.1f}%",
             (x, y),
             xytext=(1.025, (place - low) / (high - low)),
             textcoords="axes fraction",
@@ -272,16 +272,16 @@ def _seeds(summary: Summary) -> str:
     return f"{len(summary.seeds)} seed{'s' if len(summary.seeds) > 1 else ''}"
 
 
-def _spoken(strategy: str) -> str:
+def spoken(strategy: str) -> str:
     return strategy.replace("_", " ")
 
 
-def _title(axes: Axes, text: str, below: str) -> None:
+def title(axes: Axes, text: str, below: str) -> None:
     axes.set_title(text, loc="left", color=INK, weight="bold", fontsize=11.5, pad=20 if below else 8)
     axes.text(0, 1.015, below, transform=axes.transAxes, color=MUTED, fontsize=9, va="bottom")
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
     axes.tick_params(colors=MUTED, length=0, labelsize=8.5, which="both")
@@ -291,7 +291,7 @@ def _dress(axes: Axes) -> None:
     axes.grid(color=GRID, lw=0.8)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png")

@@ -11,10 +11,11 @@ from threadpoolctl import threadpool_limits
 from services.common.embeddings import EmbeddingStore
 from services.common.errors import BadRequest, Conflict, NotFound, Stopped
 from services.common.samples import SampleStore
-from services.trainer.comparison.cells import Cell, CellResult
+from services.trainer.comparison.cells import CEILING, TRIAL, Cell, CellResult, Outcome
 from services.trainer.comparison.curve import Study, ceiling, learning_curve
-from services.trainer.comparison.scoring import Embedded
+from services.trainer.comparison.scoring import Embedded, Features, Trained
 from services.trainer.comparison.store import Comparison, ComparisonStore
+from services.trainer.comparison.trial import trial
 from services.trainer.config import CampaignConfig
 from services.trainer.learners import make_learner
 from services.trainer.learning import Learner, Watch
@@ -28,6 +29,9 @@ _PERMANENT = (BadRequest, NotFound, Conflict)
 
 # What a cell runs with: the study of its backbone, and the learner of its configuration.
 MakeTools = Callable[[Comparison, Cell, CampaignConfig], tuple[Study, Learner]]
+Run = Callable[[CampaignConfig, Study, Learner, Watch], Outcome]
+# What stands in a cell's strategy -> what is done; a strategy's own name: its learning curve.
+_RUNS: dict[str, Run] = {CEILING: ceiling, TRIAL: trial}
 
 
 class CellRunner:
@@ -73,8 +77,8 @@ class CellRunner:
         comparison = self.store.comparison(name)
         config = comparison.config.campaign(cell)
         study, learner = self._make_tools(comparison, cell, config)
-        run = ceiling if cell.is_ceiling else learning_curve
-        return CellResult(cell, tuple(run(config, study, learner, watch)))
+        run = _RUNS.get(cell.strategy, learning_curve)
+        return CellResult.of(cell, run(config, study, learner, watch))
 
     @contextmanager
     def _kept(self, name: str, key: str) -> Iterator[Watch]:
@@ -120,11 +124,11 @@ class StoredStudies:
     def __init__(self, settings: Settings, threads: int) -> None:
         self._settings = settings
         self._threads = threads
-        self._newest: tuple[tuple[str, str], Study, SampleStore] | None = None
+        self._newest: tuple[tuple[str, ...], Study, SampleStore] | None = None
 
     def __call__(self, comparison: Comparison, cell: Cell, config: CampaignConfig) -> tuple[Study, Learner]:
         settings = self._settings
-        study, samples = self._study(comparison.source_id, comparison.embedding_ids[cell.backbone])
+        study, samples = self._study(comparison, cell, trained=config.learner.mode != "head")
         learner = make_learner(
             config,
             source_height=samples.source.height,
@@ -135,29 +139,34 @@ class StoredStudies:
             images=samples.images,
             threads=self._threads,
             pool_ids=study.pool_ids,
+            publishes=False,
         )
         return study, learner
 
-    def _study(self, source_id: str, embedding_id: str) -> tuple[Study, SampleStore]:
-        key = source_id, embedding_id
+    def _study(self, comparison: Comparison, cell: Cell, trained: bool) -> tuple[Study, SampleStore]:
+        embedding_id = "" if trained else comparison.embedding_ids[cell.backbone]
+        key = comparison.name, comparison.source_id, embedding_id
         if self._newest is None or self._newest[0] != key:
             self._newest = None  # two pools in memory are one too many
-            samples = SampleStore.open(self._settings.sources_dir, self._settings.data_dir, source_id)
-            study = read_study(samples, self._settings.sources_dir, self._settings.embeddings_dir, embedding_id)
-            self._newest = key, study, samples
+            samples = SampleStore.open(self._settings.sources_dir, self._settings.data_dir, comparison.source_id)
+            features = Trained(samples.images) if trained else self._stored(comparison, samples, embedding_id)
+            self._newest = key, read_study(samples, self._settings.sources_dir, features, embedding_id), samples
         return self._newest[1], self._newest[2]
 
+    def _stored(self, comparison: Comparison, samples: SampleStore, embedding_id: str) -> Embedded:
+        """Raises NotFound when an embedding is missing."""
+        ids = (*comparison.config.pool_rows(samples.ids("pool")), *samples.ids("test"))
+        store = EmbeddingStore(self._settings.embeddings_dir, embedding_id, samples.source.source_id)
+        return Embedded.stored(store, ids)
 
-def read_study(samples: SampleStore, sources_dir: Path, embeddings_dir: Path, embedding_id: str) -> Study:
-    """Raises NotFound when an embedding is missing."""
+
+def read_study(samples: SampleStore, sources_dir: Path, embedded: Features, embedding_id: str) -> Study:
     source = samples.source
-    pool, test = tuple(samples.ids("pool")), tuple(samples.ids("test"))
-    stored = EmbeddingStore(embeddings_dir, embedding_id, source.source_id)
     return Study(
-        pool_ids=pool,
-        test_ids=test,
+        pool_ids=tuple(samples.ids("pool")),
+        test_ids=tuple(samples.ids("test")),
         truth=read_truth(sources_dir, source),
         class_count=len(source.classes),
-        embedded=Embedded.stored(stored, (*pool, *test)),
+        embedded=embedded,
         embedding_key=f"{embedding_id}/{source.source_id}",
     )

@@ -6,7 +6,7 @@ worker whose claim has run out is the same as that of the one who took over.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import ColumnElement, func, or_, select, update
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from services.common.errors import Conflict, NotFound, did_you_mean
 from services.common.files import digest
 from services.trainer.comparison.cells import Cell, CellResult
-from services.trainer.comparison.config import ComparisonConfig
+from services.trainer.comparison.plans import Plan, read_plan
 from services.trainer.tables import CellRow, ComparisonRow
 from services.trainer.transactions import Transactions
 
@@ -25,7 +25,7 @@ _MAX_FAILURES = 3
 @dataclass(frozen=True)
 class Comparison:
     name: str
-    config: ComparisonConfig
+    config: Plan
     source_id: str
     # Backbone's name in the configuration -> embedding id.
     embedding_ids: Mapping[str, str]
@@ -34,7 +34,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Tally:
-    """How far a comparison is, counted from what its configuration asks for."""
+    """How far a comparison or a grid search is, counted from what its configuration asks for."""
 
     done: int
     total: int
@@ -51,7 +51,7 @@ class Tally:
 class ComparisonStore(Transactions):
     # ---- comparisons ---------------------------------------------------------------------------------
 
-    def begin(self, config: ComparisonConfig, source_id: str, embedding_ids: Mapping[str, str]) -> Comparison:
+    def begin(self, config: Plan, source_id: str, embedding_ids: Mapping[str, str]) -> Comparison:
         """Make the comparison, or go on with it: cells that are done stay, failed ones are due again.
 
         Strategies, seeds, backbones and heads may be added or left out. Raises Conflict when what decides an
@@ -63,6 +63,8 @@ class ComparisonStore(Transactions):
             if row is None:
                 row = ComparisonRow(name=config.name, created_at=time.time())
                 session.add(row)
+            elif read_plan(row.config).kind != config.kind:
+                raise Conflict(f"{config.name!r} is the name of another kind of study here; give this one another name")
             row.config, row.source_id = config.model_dump_json(), source_id
             row.embedding_ids, row.state = json.dumps(dict(embedding_ids)), "running"
             session.flush()
@@ -90,8 +92,12 @@ class ComparisonStore(Transactions):
             if row is None:
                 known = session.scalars(select(ComparisonRow.name)).all()
                 raise NotFound(f"no comparison {name!r}; {did_you_mean(name, known)}")
-            config = ComparisonConfig.model_validate_json(row.config)
+            config = read_plan(row.config)
             return Comparison(row.name, config, row.source_id, json.loads(row.embedding_ids), row.state)
+
+    def has(self, name: str) -> bool:
+        with self.reading() as session:
+            return session.get(ComparisonRow, name) is not None
 
     def stop(self, name: str) -> None:
         """Cells that run end without a result, the others are not begun. `begin` goes on."""
@@ -116,6 +122,10 @@ class ComparisonStore(Transactions):
             running=sum(r.state == "due" and r.owner != "" and r.expires_at > now for r in rows),
             failed={r.key: r.reason for r in rows if r.state == "failed"},
         )
+
+    def tallies(self, comparisons: Sequence[Comparison]) -> dict[str, Tally]:
+        """By name."""
+        return {comparison.name: self.tally(comparison) for comparison in comparisons}
 
     def results(self, comparison: Comparison) -> list[CellResult]:
         """Of the cells that are done and that the configuration asks for, in its order."""
@@ -191,7 +201,7 @@ class ComparisonStore(Transactions):
                     row.state = "failed"
 
 
-def _recipe(config: ComparisonConfig, cell: Cell, source_id: str, embedding_ids: Mapping[str, str]) -> str:
+def _recipe(config: Plan, cell: Cell, source_id: str, embedding_ids: Mapping[str, str]) -> str:
     campaign = config.campaign(cell).model_dump(mode="json", exclude={"name", "source"})
     return digest([campaign, source_id, embedding_ids[cell.backbone], cell.is_ceiling])
 

@@ -32,10 +32,9 @@ _DRAWN: dict[str, Callable[[Summary], bytes]] = {
 def write_comparison(folder: Path, config: ComparisonConfig, results: Sequence[CellResult]) -> list[Summary]:
     """Write or replace every file; gives what the page says."""
     summaries = summarise(results, config.strategies)
-    # With random alone there is nothing to compare it with.
-    pictures = [{name: draw(s) for name, draw in _DRAWN.items()} if len(s.found) > 1 else {} for s in summaries]
+    pictures = [summary_pictures(s) for s in summaries]
     rows = run_rows(results)
-    files = {"runs.csv": _csv(rows), "runs.parquet": _parquet(rows), "summary.csv": _csv(summary_rows(summaries))}
+    files = {"runs.csv": csv_of(rows), "runs.parquet": parquet_of(rows), "summary.csv": csv_of(summary_rows(summaries))}
     for summary, drawn in zip(summaries, pictures, strict=True):
         for name, png in drawn.items():
             files[f"{summary.backbone}-{summary.head}-{name}.png"] = png
@@ -45,6 +44,11 @@ def write_comparison(folder: Path, config: ComparisonConfig, results: Sequence[C
     for name, content in files.items():
         write_atomically(folder / name, content)
     return summaries
+
+
+def summary_pictures(summary: Summary) -> dict[str, bytes]:
+    """By name; with random alone there is nothing to compare it with."""
+    return {name: draw(summary) for name, draw in _DRAWN.items()} if len(summary.found) > 1 else {}
 
 
 def run_rows(results: Sequence[CellResult]) -> list[dict[str, Any]]:
@@ -119,7 +123,8 @@ def summary_table(summary: Summary) -> Table:
     return out
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+def csv_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    """With the keys of the first row as its head."""
     buffer = io.StringIO()
     if rows:
         writer = csv.DictWriter(buffer, list(rows[0]), restval="", lineterminator="\n")
@@ -128,7 +133,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+def parquet_of(rows: Sequence[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
     return buffer.getvalue()

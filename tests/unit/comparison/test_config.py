@@ -57,7 +57,7 @@ def test_a_cell_is_a_campaign():
         ({"seeds": [1, 1]}, "each once"),
         ({"seeds": 0}, "seeds"),
         ({"name": "Not A Folder"}, "a-z"),
-        ({"heads": {"deep": {"mode": "finetune"}}}, "heads.deep"),
+        ({"heads": {"deep": {"mode": "finetune", "head": "mlp"}}}, "heads.deep"),
         ({"backbones": {}}, "backbones"),
         ({"backbones": {"a/b": {"name": "vgg16"}}}, "pattern"),
         ({"backbones": {"two": {"members": TWO}}, "heads": {"b": {"head": "bootstrap"}}}, "one linear head"),

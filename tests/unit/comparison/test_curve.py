@@ -66,8 +66,8 @@ def cell(config, strategy="margin", seed=0):
 def curve(pool, study, strategy="margin", seed=0, watch=None, **changes):
     config = make_comparison(**{"strategies": [strategy], **changes})
     learner = Remembering(pool)
-    points = learning_curve(config.campaign(cell(config, strategy, seed)), study, learner, watch or SilentWatch())
-    return points, learner.given
+    outcome = learning_curve(config.campaign(cell(config, strategy, seed)), study, learner, watch or SilentWatch())
+    return outcome.points, learner.given
 
 
 @pytest.mark.parametrize("strategy", ["margin", "random", "badge", "k_center"])
@@ -77,7 +77,7 @@ def test_a_cell_buys_what_a_campaign_buys(tmp_path, strategy):
     config = make_comparison(strategies=[strategy])
     campaign_config = config.campaign(cell(config, strategy))
     cells = Remembering(pool)
-    points = learning_curve(campaign_config, study, cells, SilentWatch())
+    points = learning_curve(campaign_config, study, cells, SilentWatch()).points
 
     engine = open_database(f"sqlite:///{tmp_path}/trainer.db")
     store, leases = CampaignStore(engine), LeaseStore(engine)
@@ -162,6 +162,6 @@ def test_a_stop_ends_a_cell_between_two_looks(pool, study):
 def test_the_ceiling_is_one_fit_on_the_whole_pool(pool, study):
     learner = Remembering(pool)
     config = make_comparison()
-    points = ceiling(config.campaign(config.cells()[0]), study, learner, SilentWatch())
+    points = ceiling(config.campaign(config.cells()[0]), study, learner, SilentWatch()).points
     assert [p.labels for p in points] == [40]
     assert set(learner.given[0].ids) == set(pool.pool_ids)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from services.trainer.comparison.config import load_comparison
+from services.trainer.comparison.grid import load_grid
+from services.trainer.comparison.study import load_study
 from services.trainer.config import load_config
 from services.trainer.strategies import strategy
 
@@ -12,9 +14,12 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 COMPARISONS = {EXAMPLES / "compare.yaml"}
+GRID, STUDY = EXAMPLES / "grid.yaml", EXAMPLES / "original-study.yaml"
 
 
-@pytest.mark.parametrize("path", sorted(set(EXAMPLES.glob("*.yaml")) - COMPARISONS), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted(set(EXAMPLES.glob("*.yaml")) - COMPARISONS - {GRID, STUDY}), ids=lambda path: path.name
+)
 def test_an_example_is_valid_and_its_strategies_exist(path: Path) -> None:
     config = load_config(path)
     assert strategy(config.strategy).name == config.strategy
@@ -25,6 +30,25 @@ def test_an_example_is_valid_and_its_strategies_exist(path: Path) -> None:
 def test_an_example_of_a_comparison_is_valid_and_its_strategies_exist(path: Path) -> None:
     config = load_comparison(path)
     assert all(strategy(name).name == name for name in config.strategies)
+
+
+def test_the_example_of_a_grid_search_varies_what_the_docs_say() -> None:
+    config = load_grid(GRID)
+    assert set(config.axes) == {"input_size", "flip", "head", "c"}
+    assert len(config.settings) == 2 * 2 * (5 + 2)  # C matters to the logistic head alone
+
+
+def test_the_original_study_has_its_arms_and_its_grid() -> None:
+    config = load_study(STUDY)
+    arms = {name: (arm.backbone.name, arm.learner.mode) for name, arm in config.arms.items()}
+    assert arms == {
+        "base-cnn": ("base_cnn", "finetune"),
+        "vgg16": ("vgg16", "head"),
+        "resnet50": ("resnet50", "head"),
+    }
+    assert {"margin", "entropy", "least_confidence"} == set(config.strategies)
+    assert config.grid is not None
+    assert config.grid.arm == "vgg16"
 
 
 def test_the_demo_buys_what_the_readme_says() -> None:
