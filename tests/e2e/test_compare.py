@@ -1,4 +1,4 @@
-"""`al-trainer compare` over a real broker, real workers and real inference: a killed worker costs one cell."""
+"""`al-trainer compare` and `grid` over a real broker and real services: a killed worker costs one cell."""
 
 import signal
 import subprocess
@@ -25,20 +25,30 @@ batch: 30
 budget: 120
 """
 
+GRID = """\
+name: digits-grid
+source: {kind: digits, size: 32, pool: {split: train, limit: 300}, test: {split: test, limit: 200}}
+labels: 200
+seeds: 3
+setting: {backbone: {name: base_cnn, weights: none}, learner: {folds: 3}}
+axes: {flip: [false, true], c: [0.01, 1.0]}
+"""
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     stack = Stack(tmp_path_factory.mktemp("compare"))
     ensure_dataset("digits", None, stack.folder / "data", lambda line: None)
     (stack.folder / "compare.yaml").write_text(CONFIG)
+    (stack.folder / "grid.yaml").write_text(GRID)
     stack.start_redis()
     stack.start_inference()
     yield stack
     stack.end_all()
 
 
-def compare(stack, *more, **environment):
-    command = [sys.executable, "-m", "services.trainer.cli", "compare", str(stack.folder / "compare.yaml"), *more]
+def compare(stack, *more, kind="compare", **environment):
+    command = [sys.executable, "-m", "services.trainer.cli", kind, str(stack.folder / f"{kind}.yaml"), *more]
     env = stack.environment | {"NO_COLOR": "1", "COLUMNS": "100"} | environment
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
@@ -101,3 +111,30 @@ def test_processes_here_come_to_the_same_curves_as_workers(stack, by_workers):
     local = compare(stack, "--local", "1", TRAINER_DATABASE_URL=url, TRAINER_REDIS_URL="redis://127.0.0.1:1/0")
     assert local.returncode == 0, local.stderr
     assert curves(url) == by_workers
+
+
+def judged(url):
+    store = ComparisonStore(open_database(url))
+    results = store.results(store.comparison("digits-grid"))
+    return {r.cell.key: (r.validation.accuracy, round(r.validation.log_loss, 6), r.points[0].accuracy) for r in results}
+
+
+def test_a_killed_worker_costs_a_grid_search_one_trial_and_changes_none(stack):
+    first = stack.start_worker()
+    begun = compare(stack, kind="grid")
+    assert begun.returncode == 0, begun.stderr
+    store = ComparisonStore(open_database(stack.environment["TRAINER_DATABASE_URL"]))
+    grid = store.comparison("digits-grid")
+    wait_for(lambda: (t := store.tally(grid)).done >= 1 and t.running, "a trial that runs after the first")
+    assert stack.end(first, signal.SIGKILL) == -signal.SIGKILL
+    stack.flush_redis()
+    second = stack.start_worker()
+    wait_for(lambda: store.tally(grid).over, "all trials", 240)
+    wait_for((stack.folder / "reports" / "grid" / "digits-grid" / "grid.html").is_file, "the report")
+    assert stack.end(second) == 0
+
+    url = f"sqlite:///{stack.folder}/grid-here.db"
+    local = compare(stack, "--local", "1", kind="grid", TRAINER_DATABASE_URL=url)
+    assert local.returncode == 0, local.stderr
+    assert judged(url) == judged(stack.environment["TRAINER_DATABASE_URL"])
+    assert len(judged(url)) == 3 * 5  # seeds x (the default with its own search for C, and two C for each flip)

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from services.trainer.comparison.plots import DPI, INK, PAPER, dress, png, title
+from services.trainer.comparison.plots import DPI, INK, PAPER, dress, png
 from services.trainer.comparison.ranking import Ranking, Trial
 
 _MOST_TRIALS = 24
@@ -17,7 +17,7 @@ def trials(ranking: Ranking) -> bytes:
     if ranking.default is not None and ranking.default not in shown:
         shown.append(ranking.default)
     shown.reverse()
-    figure = Figure(figsize=(9.2, 1.6 + 0.29 * len(shown)), dpi=DPI, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(9.2, 1.2 + 0.27 * len(shown)), dpi=DPI, layout="constrained", facecolor=PAPER)
     axes = figure.subplots()
     dress(axes)
     for row, trial in enumerate(shown):
@@ -29,14 +29,19 @@ def trials(ranking: Ranking) -> bytes:
     axes.grid(axis="y", visible=False)
     axes.set_ylim(-0.8, len(shown) - 0.2)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    axes.set_xlabel("accuracy")
     # One wide interval of a poor trial must not press the others together.
     low = min(float(np.minimum(t.validation, t.test).min()) for t in shown)
     high = max(float(np.maximum(t.validation, t.test).max()) for t in shown)
     axes.set_xlim(max(0.0, low - 0.03), min(1.0, high + 0.03))
     left_out = len(ranking.trials) - len(shown)
-    below = "dot: validation inside the labelled set, 95% interval over seeds; diamond: test, which decided nothing"
-    title(axes, "Grid search, best on top" + (f" ({left_out} more in the table)" if left_out > 0 else ""), below)
+    more = f" ({left_out} more in the table)" if left_out > 0 else ""
+    figure.suptitle(f"Grid search, best on top{more}", x=0.01, ha="left", color=INK, fontsize=11.5, weight="bold")
+    axes.set_xlabel(
+        "accuracy; dot: validation in the labelled set, 95% interval over seeds; diamond: test, decided nothing",
+        x=1.0,
+        fontsize=9,
+        ha="right",
+    )
     return png(figure)
 
 

@@ -12,7 +12,9 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.access import Access
 from services.common.errors import Unavailable
+from services.trainer.channel import open_channel
 from services.trainer.learning import Watch
 from services.trainer.pool_scorer import GrpcPoolScorer, Version
 from services.trainer.settings import Settings
@@ -106,7 +108,7 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
 
 
 def _serves(address: str) -> bool:
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address, Access()) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.RpcError:

@@ -109,7 +109,7 @@ def _missing(name: str, why: str) -> str:
 
 
 def _overview_table(summaries: Sequence[Summary]) -> str:
-    head = ["arm", "strategy", "labels", "accuracy", "less random", "95%", "AUBC less random", "95%", "all labels"]
+    head = ["arm", "strategy", "labels", "accuracy", "all labels", "less random, 95%", "AUBC less random, 95%"]
     rows = [("", _overview_row(s, f)) for s in summaries for f in s.found]
     return table(head, rows, text_columns={0, 1})
 
@@ -123,8 +123,8 @@ def _overview_row(summary: Summary, found: Found) -> list[str]:
         escape(found.strategy.replace("_", " ")),
         f"{summary.labels[-1]:,}",
         f"{100 * np.mean(found.accuracy[:, -1]):.1f}%",
-        *(["", "", "", ""] if first else [signed(final), interval(final), signed(area), interval(area)]),
         ceiling,
+        *(["", ""] if first else [f"{signed(it)} ({interval(it)})" for it in (final, area)]),
     ]
 
 
@@ -139,8 +139,9 @@ def _arm(arm: ArmPart) -> str:
         picture({name: png}, name, f"Confusion matrix of {name}: counts and shares")
         for name, png in arm.confusions.items()
     )
+    seeds = f"{len(summary.seeds)} paired seed{'s' if len(summary.seeds) > 1 else ''}"
     return (
-        f'{heading}<p class="muted">{escape(summary.head)}, {len(summary.seeds)} paired seeds.{escape(ceiling)}</p>'
+        f'{heading}<p class="muted">{escape(summary.head)}, {seeds}.{escape(ceiling)}</p>'
         f"{picture(arm.pictures, 'learning_curves', 'Accuracy by labels with 95% bands')}"
         f'<br><div class="card">{found_table(summary)}</div><br>'
         f"{picture(arm.pictures, 'aubc_gains', 'AUBC less random with 95% intervals')}"

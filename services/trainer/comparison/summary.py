@@ -61,7 +61,7 @@ class Summary:
 
     @property
     def title(self) -> str:
-        return f"{self.backbone} with {self.head}"
+        return f"{self.backbone}, {self.head}"
 
     @property
     def baseline(self) -> Found:
