@@ -13,7 +13,7 @@ from services.trainer.database import open_database
 from services.trainer.datasets import ensure_dataset
 from tests.e2e.stack import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SOURCE = "source: {kind: digits, size: 16, pool: {split: train, limit: 120}, test: {split: test, limit: 60}}\n"
 GRID = (
@@ -84,7 +84,7 @@ def command(tmp_path):
 
 
 def run(command, environment):
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_grid_search_needs_nothing_that_runs_and_keeps_every_trial(command, environment, tmp_path):
@@ -126,9 +126,11 @@ def test_a_killed_study_goes_on_and_says_what_it_could_not_run(command, environm
         parts = [store.comparison(f"tiny-{part}") for part in ("trained", "frozen", "grid")]
         return sum(tally.done for tally in store.tallies(parts).values())
 
-    wait_for(lambda: cells_done() >= 1, "a cell that is done", 300)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    try:
+        wait_for(lambda: cells_done() >= 1, "a cell that is done", 300)
+    finally:
+        started.send_signal(signal.SIGKILL)
+        started.wait()
     before = {r.cell.key: r for r in store.results(store.comparison("tiny-trained"))}
 
     again = run(command("study", STUDY, "--local", "1"), environment)
