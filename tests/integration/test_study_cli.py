@@ -45,7 +45,7 @@ grid:
   arm: frozen
   labels: 40
   seeds: 2
-  axes: {backbone: [base_cnn, resnet50], head: [logistic, cosine], c: [0.01, 1.0]}
+  axes: {head: [logistic, cosine], c: [0.01, 1.0]}
 """
 )
 
@@ -135,7 +135,7 @@ def test_a_killed_study_goes_on_and_says_what_it_could_not_run(command, environm
 
     again = run(command("study", STUDY, "--local", "1"), environment)
     assert again.returncode == 3, again.stderr
-    assert "finished without lacking, resnet50 in the grid search" in again.stdout
+    assert "finished without lacking" in again.stdout
     after = {r.cell.key: r for r in store.results(store.comparison("tiny-trained"))}
     assert {key: after[key] for key in before} == before  # what was done stayed done
     assert len(after) == 2 * 2 + 1
