@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -9,6 +10,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from services.common.manifest import Manifest
+from services.inference.answering import AnsweringVersions
 from services.inference.statistics import Statistics
 from services.inference.triton_counters import TritonCounters
 
@@ -21,6 +23,8 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _VERSION = ("model", "version", "round")
 _Labels = tuple[str, str, str]
+# Why a version was not loaded, or not in the precision that was asked for.
+LOAD_FAILURES = ("manifest", "checksum", "graph", "contract", "io", "memory", "missing", "current", "variant")
 # Versions that have left memory and keep their series of feedback.
 FEEDBACK_VERSIONS = 64
 
@@ -48,6 +52,9 @@ class Metrics:
             "inference_dropped_requests", "Requests dropped before they were computed.", ("reason",)
         )
         self.queue_depth = self._gauge("inference_queue_depth", "Images that wait for a run.", ())
+        self.queue_limit = self._gauge(
+            "inference_queue_limit", "Images of Predict that may be in the service at once, for each model.", ()
+        )
         self.run_seconds = self._histogram(
             "inference_run_seconds", "Seconds of one run of a network.", ("model", "version"), _SECONDS
         )
@@ -61,6 +68,8 @@ class Metrics:
         self.load_failures = self._counter(
             "inference_model_load_failures", "Model versions that could not be loaded.", ("reason",)
         )
+        for reason in LOAD_FAILURES:
+            self.load_failures.labels(reason)  # from 0: increase() does not see a series' first count
         self.provider_fallback = self._gauge(
             "inference_provider_fallback", "1 when a GPU was asked for and the CPU is used.", ()
         )
@@ -74,6 +83,10 @@ class Metrics:
             ("model", "version"),
             _CONFIDENCES,
         )
+
+    def follow(self, answering: Callable[[], Mapping[str, int]]) -> None:
+        """Tell which version answers: `answering` gives model -> version. Once."""
+        self.registry.register(AnsweringVersions(answering))
 
     def loaded(self, manifest: Manifest, provider: str, precision: str, statistics: Statistics) -> None:
         """Begin the series of a version."""

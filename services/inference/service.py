@@ -122,6 +122,8 @@ class InferenceServer:
         folders = Folders(settings.sources_dir, settings.data_dir, settings.embeddings_dir, registry)
         embedder = Embedder(folders, embed_pool, settings.cpu_threads, metrics, best_batch)
         scorer = Scorer(folders, embedder, score_pool, settings.cpu_threads, metrics)
+        metrics.follow(lambda: store.answering)
+        metrics.queue_limit.set(settings.queue_limit)
         rule = BatchRule(max_batch, settings.max_delay_ms / 1000, settings.queue_limit)
         limits = Limits(settings.max_images, settings.max_pixels)
         predictor = Predictor(decode_pool, run_pool, rule, limits, metrics)

@@ -1,13 +1,22 @@
 """Prometheus metrics of the trainer: gauges by round, restored from the database at start."""
 
 import time
+from contextlib import AbstractContextManager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from services.common.errors import QuerentError
+from services.common.registry import Registry
 from services.trainer.campaign import Campaign, Round
 from services.trainer.campaign_store import CampaignStore
 
 _STATES = ("running", "paused", "finished", "cancelled", "failed")
+log = structlog.get_logger()
+
+_FAILURES = ("unavailable", "error", "campaign_failed")
+# A campaign that waits is tried again and again: a try that is shorter does not end the wait.
+_TRY_SECONDS = 60.0
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 
@@ -15,6 +24,9 @@ class TrainerMetrics:
     """Names are a contract with dashboards: see the design."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # A `_created` series beside each counter says nothing that process_start_time_seconds does not.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             made = Gauge(name, text, labels, registry=registry)
             self._gauges.append(made)
@@ -37,6 +49,8 @@ class TrainerMetrics:
         self._rate = gauge(
             "al_round_images_per_second", "Images a second in a phase of the round", "campaign", "round", "phase"
         )
+        self._newest = gauge("al_campaign_round", "Newest round that is done", "campaign")
+        self._promoted = gauge("al_promoted_version", "Version that inference ought to serve", "campaign")
         self._state = gauge("al_campaign_state", "1 for the state that the campaign is in", "campaign", "state")
         self._waiting = gauge(
             "al_campaign_waiting_since_seconds",
@@ -49,6 +63,7 @@ class TrainerMetrics:
             "campaign",
         )
         self._tasks = gauge("al_tasks", "Campaigns with a task that is due or running", "state")
+        self._busy = Gauge("al_worker_busy", "1 while this worker is at work on a task", registry=registry)
         self._phase_seconds = Histogram(
             "al_round_phase_seconds",
             "Duration of a phase of a round, in seconds",
@@ -62,7 +77,12 @@ class TrainerMetrics:
         # Rounds whose gauges are set, and campaigns that have any.
         self._set: set[tuple[str, int]] = set()
         self._known: set[str] = set()
-        self._waiting_since: dict[str, float] = {}
+        # Since when a campaign waits, and how long that holds although nothing is seen of it.
+        self._waits: dict[str, tuple[float, float]] = {}
+
+    def working(self) -> AbstractContextManager[object]:
+        """For as long as a task's work goes on."""
+        return self._busy.track_inprogress()
 
     def count_failure(self, campaign: str, reason: str) -> None:
         self._failures.labels(campaign, reason).inc()
@@ -72,14 +92,15 @@ class TrainerMetrics:
         for phase, seconds in done.seconds.items():
             self._phase_seconds.labels(done.campaign, phase).observe(seconds)
 
-    def restore(self, store: CampaignStore) -> None:
-        """Set every gauge from the database, so that dashboards by round survive a restart.
+    def restore(self, store: CampaignStore, registry: Registry) -> None:
+        """Set every gauge from the database and the registry, so that dashboards by round survive a restart.
 
         Called again and again: finished rounds never change and are read once.
         """
         campaigns = store.campaigns()
         for campaign in campaigns:
-            self._set_state(campaign)
+            self._set_state(campaign, store)
+            self._set_promoted(campaign.name, registry)
             for round_no in store.finished_rounds(campaign.name):
                 if (campaign.name, round_no) not in self._set:
                     self._set.add((campaign.name, round_no))
@@ -95,19 +116,45 @@ class TrainerMetrics:
         for metric in self._gauges:
             if "campaign" in metric._labelnames:
                 metric.remove_by_labels({"campaign": campaign})
+        for reason in _FAILURES:
+            self._failures.remove(campaign, reason)
         self._set = {key for key in self._set if key[0] != campaign}
+        self._waits.pop(campaign, None)
 
-    def _set_state(self, campaign: Campaign) -> None:
+    def _set_state(self, campaign: Campaign, store: CampaignStore) -> None:
         for state in _STATES:
             self._state.labels(campaign.name, state).set(campaign.state == state)
-        waits = campaign.state == "running" and campaign.reason.startswith("waiting")
-        since = self._waiting_since.setdefault(campaign.name, time.time()) if waits else 0.0
-        if not waits:
-            self._waiting_since.pop(campaign.name, None)
-        self._waiting.labels(campaign.name).set(since)
+        for reason in _FAILURES:
+            self._failures.labels(campaign.name, reason)  # from 0: increase() does not see a series' first count
+        self._waiting.labels(campaign.name).set(self._waits_since(campaign, store))
+
+    def _waits_since(self, campaign: Campaign, store: CampaignStore) -> float:
+        """Unix time; 0 for a campaign that does not wait."""
+        now = time.time()
+        since, until = self._waits.get(campaign.name, (now, 0.0))
+        if campaign.reason.startswith("waiting"):
+            until = now + _TRY_SECONDS
+        elif until < now and campaign.state == "running" and store.newest_round(campaign.name).state == "labelling":
+            until = now
+        if campaign.state != "running" or until < now:
+            self._waits.pop(campaign.name, None)
+            return 0.0
+        self._waits[campaign.name] = since, until
+        return since
+
+    def _set_promoted(self, campaign: str, registry: Registry) -> None:
+        try:
+            current = registry.current(campaign)
+        except (QuerentError, OSError) as error:
+            # Inference tells of the same trouble; the other gauges must not stand still for it.
+            log.warning("promoted_version_unknown", campaign=campaign, error=str(error))
+            return
+        if current is not None:
+            self._promoted.labels(campaign).set(current)
 
     def _set_round(self, campaign: Campaign, done: Round) -> None:
         name, number = campaign.name, str(done.round_no)
+        self._newest.labels(name).set(done.round_no)
         self._labelled.labels(name, number).set(done.report["labels"])
         for label, count in done.report["class_counts"].items():
             self._class_labels.labels(name, number, label).set(count)

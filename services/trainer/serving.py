@@ -3,11 +3,12 @@
 import threading
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
 from services.common.errors import Conflict
 from services.common.observability import configure_logging
 from services.trainer import worker_wiring
+from services.trainer.broker import BrokerCollector
 from services.trainer.celery_app import app
 from services.trainer.rounds import OnStep, ignore_step
 from services.trainer.settings import Settings
@@ -26,6 +27,7 @@ def serve_worker(config: Settings, on_step: OnStep = ignore_step) -> None:
 
 
 def _serve_metrics(config: Settings) -> None:
+    REGISTRY.register(BrokerCollector(config.redis_url, config.queue))
     try:
         start_http_server(config.metrics_port, addr=config.metrics_host)
     except OSError as error:

@@ -97,7 +97,11 @@ class TaskRunner:
         """Begin the next round, or finish when the budget is spent or a stopping rule says enough."""
         if self._under_lease("advance_campaign", name, round_no, self._advance):
             self._follow_up("select_batch", name, round_no + 1, enqueue)
-        self.metrics.restore(self.store)
+        self.refresh_metrics()
+
+    def refresh_metrics(self) -> None:
+        """Gauges follow the database and the registry, whoever changed them."""
+        self.metrics.restore(self.store, self._registry)
 
     def _follow_up(self, task: str, name: str, round_no: int, enqueue: Enqueue) -> None:
         enqueue(task, name, round_no)
@@ -132,7 +136,7 @@ class TaskRunner:
         if lease is None:
             return False
         keeper = LeaseKeeper(self.leases, lease, self._lease_seconds, self.stop)
-        with keeper.kept():
+        with keeper.kept(), self.metrics.working():
             newest = self.store.newest_round(name)
             if (newest.round_no, task_of(newest)) != (round_no, task):
                 # The message is late, delivered twice or of another database: what is due stands in ours.

@@ -52,7 +52,9 @@ def enqueue_cells(store: ComparisonStore) -> None:
 @app.task(name=PREFIX + "run_cell")  # type: ignore[untyped-decorator] # celery has no types
 def run_cell(comparison: str, key: str) -> None:
     runner = worker_wiring.cell_runner()
-    if runner.run(comparison, key):
+    with worker_wiring.task_runner().metrics.working():
+        done = runner.run(comparison, key)
+    if done:
         worker_wiring.report_when_over(runner.store, comparison)
     enqueue_cells(runner.store)
 
@@ -62,7 +64,7 @@ def _begin(**_: Any) -> None:
     runner = worker_wiring.task_runner()
 
     def refresh() -> None:
-        runner.metrics.restore(runner.store)
+        runner.refresh_metrics()
         enqueue_cells(worker_wiring.cell_runner().store)
 
     DueLoop(runner.leases, enqueue_due, wiring.settings().due_seconds, refresh).start()

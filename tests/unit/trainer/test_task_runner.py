@@ -158,16 +158,71 @@ def test_a_worker_that_lost_its_lease_cannot_fail_the_campaign(store, leases, ma
 def test_a_campaign_that_waits_says_since_when(store, make_tasks, campaign, prometheus):
     tasks = make_tasks(failing_with(Unavailable("no route")))
     tasks.train_round(campaign.name, 0, pytest.fail)
-    tasks.metrics.restore(store)
+    tasks.refresh_metrics()
     labels = {"campaign": campaign.name}
     assert prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels) > time.time() - 60
+
+
+def test_trying_again_does_not_end_a_wait(store, make_tasks, campaign, prometheus, monkeypatch):
+    tasks, labels = make_tasks(failing_with(Unavailable("no route"))), {"campaign": campaign.name}
+    tasks.train_round(campaign.name, 0, pytest.fail)
+    tasks.refresh_metrics()
+    since = prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels)
+    store.set_state(campaign.name, "running", "")  # as at the start of each try
+    tasks.refresh_metrics()
+    assert prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels) == since
+    monkeypatch.setattr("services.trainer.metrics.time.time", lambda: since + 120)
+    tasks.refresh_metrics()
+    assert prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels) == 0
+
+
+def test_a_campaign_that_waits_for_whoever_labels_says_since_when(store, leases, make_tasks, campaign, prometheus):
+    tasks = make_tasks()
+    tasks.train_round(campaign.name, 0, lambda *_: None)
+    tasks.advance_campaign(campaign.name, 0, lambda *_: None)
+    tasks.select_batch(campaign.name, 1, lambda *_: None)
+    tasks.refresh_metrics()
+    assert store.newest_round(campaign.name).state == "labelling"
+    labels = {"campaign": campaign.name}
+    assert prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels) > 0
+    tasks.train_round(campaign.name, 1, lambda *_: None)
+    tasks.refresh_metrics()
+    assert prometheus.get_sample_value("al_campaign_waiting_since_seconds", labels) == 0
+
+
+def test_a_worker_is_busy_while_it_works_and_not_after_it_failed(store, make_tasks, campaign, prometheus):
+    seen = []
+
+    def make_tools(campaign, watch):
+        seen.append(prometheus.get_sample_value("al_worker_busy"))
+        raise Unavailable("no route")
+
+    make_tasks(make_tools).train_round(campaign.name, 0, pytest.fail)
+    assert (seen, prometheus.get_sample_value("al_worker_busy")) == ([1], 0)
+
+
+def test_failures_are_counted_from_0_so_that_increase_sees_the_first(make_tasks, campaign, prometheus):
+    tasks = make_tasks(failing_with(Unavailable("no route")))
+    tasks.refresh_metrics()
+    labels = {"campaign": campaign.name, "reason": "unavailable"}
+    assert prometheus.get_sample_value("al_round_failures_total", labels) == 0
+    tasks.train_round(campaign.name, 0, pytest.fail)
+    assert prometheus.get_sample_value("al_round_failures_total", labels) == 1
+
+
+def test_a_damaged_pointer_leaves_the_other_gauges_right(store, registry, make_tasks, campaign, prometheus):
+    tasks = make_tasks()
+    drain(tasks, ("train_round", campaign.name, 0))
+    (registry.root / campaign.name / "current").write_text("not a number")
+    tasks.refresh_metrics()
+    assert prometheus.get_sample_value("al_campaign_round", {"campaign": campaign.name}) == 3
 
 
 def test_a_deleted_campaign_leaves_no_series(store, make_tasks, campaign, prometheus):
     tasks = make_tasks()
     drain(tasks, ("train_round", campaign.name, 0))
     store.delete(campaign.name)
-    tasks.metrics.restore(store)
+    tasks.refresh_metrics()
     gauges = [m for m in prometheus.collect() if m.type == "gauge"]
     assert not [s for m in gauges for s in m.samples if s.labels.get("campaign") == campaign.name]
 
@@ -175,7 +230,7 @@ def test_a_deleted_campaign_leaves_no_series(store, make_tasks, campaign, promet
 def test_a_round_is_observed_once_however_often_gauges_are_restored(store, make_tasks, campaign, prometheus):
     tasks = make_tasks()
     drain(tasks, ("train_round", campaign.name, 0))
-    tasks.metrics.restore(store)
+    tasks.refresh_metrics()
     labels = {"campaign": campaign.name, "phase": "fit"}
     assert prometheus.get_sample_value("al_round_phase_seconds_count", labels) == 4
 
@@ -187,14 +242,17 @@ def test_work_that_is_given_back_is_no_failure(store, leases, make_tasks, campai
     assert store.count_failure(leases.take_lease(campaign.name, "me", 30), 0) == 1
 
 
-def test_gauges_are_restored_from_the_database(store, make_tasks, campaign):
+def test_gauges_are_restored_from_the_database_and_the_registry(store, registry, make_tasks, campaign):
     drain(make_tasks(), ("train_round", campaign.name, 0))
     fresh = CollectorRegistry()
-    TrainerMetrics(fresh).restore(store)
+    TrainerMetrics(fresh).restore(store, registry)
     accuracy = store.round(campaign.name, 3).report["metrics"]["test"]["accuracy"]
     labels = {"campaign": campaign.name, "round": "3"}
     assert fresh.get_sample_value("al_round_accuracy", {**labels, "split": "test"}) == accuracy
     assert fresh.get_sample_value("al_round_labelled_samples", labels) == 30
+    assert fresh.get_sample_value("al_campaign_round", {"campaign": campaign.name}) == 3
+    promoted = fresh.get_sample_value("al_promoted_version", {"campaign": campaign.name})
+    assert promoted == registry.current(campaign.name)
     state = {"campaign": campaign.name, "state": "finished"}
     assert fresh.get_sample_value("al_campaign_state", state) == 1
 
