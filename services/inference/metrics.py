@@ -23,6 +23,7 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 _CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _VERSION = ("model", "version", "round")
 _Labels = tuple[str, str, str]
+DROPPED = ("caller_gone", "deadline")
 # Why a version was not loaded, or not in the precision that was asked for.
 LOAD_FAILURES = ("manifest", "checksum", "graph", "contract", "io", "memory", "missing", "current", "variant")
 # Versions that have left memory and keep their series of feedback.
@@ -30,7 +31,10 @@ FEEDBACK_VERSIONS = 64
 
 
 class Metrics:
-    """One set of metric objects, in a registry of its own: two servers in one process do not mix."""
+    """One set of metric objects, in a registry of its own: two servers in one process do not mix.
+
+    Counters of few reasons begin at 0, since increase() does not see a series' first count.
+    """
 
     def __init__(self) -> None:
         # A `_created` series beside each counter says nothing that process_start_time_seconds does not.
@@ -51,6 +55,8 @@ class Metrics:
         self.dropped = self._counter(
             "inference_dropped_requests", "Requests dropped before they were computed.", ("reason",)
         )
+        for reason in DROPPED:
+            self.dropped.labels(reason)
         self.queue_depth = self._gauge("inference_queue_depth", "Images that wait for a run.", ())
         self.queue_limit = self._gauge(
             "inference_queue_limit", "Images of Predict that may be in the service at once, for each model.", ()
@@ -69,7 +75,7 @@ class Metrics:
             "inference_model_load_failures", "Model versions that could not be loaded.", ("reason",)
         )
         for reason in LOAD_FAILURES:
-            self.load_failures.labels(reason)  # from 0: increase() does not see a series' first count
+            self.load_failures.labels(reason)
         self.provider_fallback = self._gauge(
             "inference_provider_fallback", "1 when a GPU was asked for and the CPU is used.", ()
         )

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
@@ -123,16 +124,22 @@ class DueLoop:
                 self._leases.mark_enqueued(due.campaign, enqueued=False)
                 raise
 
+    def _outlived(self, step: Callable[[], None]) -> bool:
+        """Whether it went well: a broker or database that is away must not end the loop."""
+        try:
+            step()
+        except Exception as error:
+            log.warning("due_look_failed", error=str(error))
+            return False
+        return True
+
     def _run(self) -> None:
         # What a predecessor enqueued may be gone with it, so at start everything that is due counts.
         again_after_s = 0.0
         while True:
-            try:
-                self.look(again_after_s)
+            if self._outlived(partial(self.look, again_after_s)):
                 again_after_s = 6 * self._every_s
-                self._refresh()
-            # A broker or database that is away: this loop must outlive it.
-            except Exception as error:
-                log.warning("due_look_failed", error=str(error))
+            # Metrics must follow the database also while the broker is away.
+            self._outlived(self._refresh)
             if self._ended.wait(self._every_s):
                 return

