@@ -52,9 +52,13 @@ def test_every_alert_has_a_case_in_which_it_fires_is_quiet_and_has_no_data(alert
     assert all(kinds.values()), f"{alert} needs cases named `{alert}: fires`, `: quiet` and `: absent`"
     for kind, cases in kinds.items():
         for case in cases:
-            (tested,) = case["alert_rule_test"]
-            assert tested["alertname"] == alert
+            *before, tested = case["alert_rule_test"]
+            assert {check["alertname"] for check in case["alert_rule_test"]} == {alert}
             assert kind == "absent" or bool(tested["exp_alerts"]) == (kind == "fires"), case["name"]
+            if kind == "fires" and "for" in alerts()[alert]:
+                assert [check["exp_alerts"] for check in before] == [[]], (
+                    f"{case['name']}: quiet at first, by its `for`"
+                )
     # Quiet because all is well, not because nothing is known.
     assert any(metrics_given(case) >= read_by_alert for case in kinds["quiet"])
 
