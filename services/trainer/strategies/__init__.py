@@ -14,6 +14,7 @@ from services.trainer.strategies.consensus_entropy import CONSENSUS_ENTROPY
 from services.trainer.strategies.core import ScoredPool, Strategy
 from services.trainer.strategies.drop_query import DROP_QUERY
 from services.trainer.strategies.entropy import ENTROPY
+from services.trainer.strategies.herding import UNCERTAINTY_HERDING
 from services.trainer.strategies.k_center import K_CENTER
 from services.trainer.strategies.kept import Kept
 from services.trainer.strategies.least_confidence import LEAST_CONFIDENCE
@@ -51,6 +52,7 @@ STRATEGIES: dict[str, Strategy] = {
         CENTROIDS,
         TYPICLUST,
         PROB_COVER,
+        UNCERTAINTY_HERDING,
         AUTO,
     )
 }
