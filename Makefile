@@ -84,9 +84,9 @@ bench-pool: $(DEV_VENV) ## ScorePool over a million stored embeddings, and cold 
 bench-strategies: $(DEV_VENV) ## One query of each strategy on 50,000 made-up embeddings: CPU seconds and memory
 	$(BIN)/python -m tests.bench.strategies --csv docs/benchmarks/strategies.csv
 
-bench-al: $(DEV_VENV) ## Active learning beside scikit-activeml and modAL: a query's cost, and accuracy (needs the images and the weights)
+bench-al: $(DEV_VENV) ## Active learning beside scikit-activeml and modAL: a query's cost, then accuracy on 15 paired seeds (hours; goes on where it was stopped; needs the images and the weights)
 	$(BIN)/python -m tests.bench.al_query --csv docs/benchmarks/al-query.csv
-	$(BIN)/python -m tests.bench.al_accuracy --csv docs/benchmarks/al-accuracy.csv
+	$(BIN)/python -m tests.bench.al_accuracy --csv docs/benchmarks/al-accuracy.csv --plot docs/images/al-curves.png
 
 ##@ Tidy up
 .PHONY: clean clean-state help

@@ -1,12 +1,12 @@
 """One round's batch: a share drawn at random, which may decide on promotion, and the rest by the strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from services.trainer.config import CampaignConfig
-from services.trainer.strategies import ScoredPool, strategy
+from services.trainer.strategies import ScoredPool, Strategy, strategy
 from services.trainer.strategies.core import in_chunks, mean_probabilities
 
 
@@ -17,14 +17,23 @@ class Batch:
     drawn_at_random: np.ndarray  # bool (B,)
 
 
-def pick_batch(scored: ScoredPool, config: CampaignConfig, round_no: int, wanted: int) -> Batch:
-    """At most `wanted` samples; the same ones whenever the configuration, the round and what is known are."""
+def pick_batch(
+    scored: ScoredPool,
+    config: CampaignConfig,
+    round_no: int,
+    wanted: int,
+    named: Callable[[str], Strategy] = strategy,
+) -> Batch:
+    """At most `wanted` samples; the same ones whenever the configuration, the round and what is known are.
+
+    `named` gives a strategy by its name; a benchmark has some that are in no table.
+    """
     rng = np.random.default_rng([config.seed, round_no])
     budget = min(wanted, len(scored.ids))
     name = config.strategy_of(round_no)
     random_count = budget if name == "random" else round(budget * config.random_share)
     drawn = strategy("random").pick(scored, random_count, rng)
-    chosen = strategy(name).pick(_without(scored, drawn), budget - random_count, rng) if budget > random_count else []
+    chosen = named(name).pick(_without(scored, drawn), budget - random_count, rng) if budget > random_count else []
     return Batch((*chosen, *drawn), np.repeat([False, True], [len(chosen), len(drawn)]))
 
 

@@ -1,6 +1,6 @@
 """A campaign's loop in this process: nothing is exported, nothing published, the test samples only report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from services.trainer.config import CampaignConfig
 from services.trainer.evaluation import Evaluation, evaluate
 from services.trainer.learning import FittedModel, LabelledSamples, Learner, Watch
 from services.trainer.pool import Pool
-from services.trainer.strategies import Kept, ScoredPool, strategy
+from services.trainer.strategies import Kept, ScoredPool, Strategy, strategy
 
 # A confusion matrix of more classes is larger than everything else that is kept of a cell.
 _MOST_CLASSES = 100
@@ -44,13 +44,14 @@ class _Run:
     study: Study
     learner: Learner
     watch: Watch
+    named: Callable[[str], Strategy]
     # Of this run alone: what another one has computed would make its queries look cheaper than they are.
     kept: Kept = field(default_factory=Kept)
     told: list[str] = field(default_factory=list)
 
     def scored(self, pool: Pool, model: FittedModel, round_no: int) -> ScoredPool:
         """What the strategy may see. It reads classes of bought samples only."""
-        embedded, wanted = self.study.embedded.under(model, self.watch), strategy(self.config.strategy_of(round_no))
+        embedded, wanted = self.study.embedded.under(model, self.watch), self.named(self.config.strategy_of(round_no))
         return ScoredPool(
             ids=pool.unlabelled,
             labelled=pool.labelled,
@@ -66,9 +67,18 @@ class _Run:
         )
 
 
-def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch: Watch) -> Outcome:
-    """Buy, fit and evaluate until the budget is spent. The same configuration gives the same curve."""
-    run = _Run(config, study, learner, watch)
+def learning_curve(
+    config: CampaignConfig,
+    study: Study,
+    learner: Learner,
+    watch: Watch,
+    named: Callable[[str], Strategy] = strategy,
+) -> Outcome:
+    """Buy, fit and evaluate until the budget is spent. The same configuration gives the same curve.
+
+    `named` gives a strategy by its name: the table of all strategies, unless others are to be compared.
+    """
+    run = _Run(config, study, learner, watch, named)
     pool, drawn = Pool(study.pool_ids), np.empty(0, bool)
     model = learner.initial_model(study.class_count, watch)
     points: list[Point] = []
@@ -76,7 +86,8 @@ def learning_curve(config: CampaignConfig, study: Study, learner: Learner, watch
     for round_no in range(1, config.last_round + 1):
         run.told.clear()
         with measured() as query:
-            batch = pick_batch(run.scored(pool, model, round_no), config, round_no, config.batch_of(round_no))
+            scored = run.scored(pool, model, round_no)
+            batch = pick_batch(scored, config, round_no, config.batch_of(round_no), named)
         pool = Pool(pool.ids, {**pool.labelled_at, **dict.fromkeys(batch.ids, round_no)})
         drawn = np.append(drawn, batch.drawn_at_random)
         bought_in = np.array([pool.labelled_at[i] for i in pool.labelled], np.int64)
