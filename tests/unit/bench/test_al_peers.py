@@ -65,7 +65,7 @@ def test_a_peer_goes_through_the_loop_of_our_own_strategies():
     labels = {}
     for name in ("margin", "modAL margin"):
         changed = config.model_copy(update={"strategy": name})
-        points = learning_curve(changed, make_study(pool), FakeLearner(pool), SilentWatch(), named)
+        points = learning_curve(changed, make_study(pool), FakeLearner(pool), SilentWatch(), named).points
         labels[name] = [(point.labels, point.accuracy) for point in points]
     assert [count for count, _ in labels["modAL margin"]] == [10, 20, 30]
     assert labels["modAL margin"][0] == labels["margin"][0], "the same initial labels"
