@@ -63,11 +63,14 @@ lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 	$(BIN)/python scripts/lock.py $(TORCH)
 
 ##@ Measure it
-.PHONY: bench bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al
-bench: bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al ## Every benchmark
+.PHONY: bench bench-train bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al
+bench: bench-train bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al ## Every benchmark
 
 bench-accuracy: $(DEV_VENV) ## CIFAR-10, VGG16: random against margin, five seeds (needs the images and the weights)
 	$(BIN)/python -m tests.bench.accuracy --csv docs/benchmarks/vgg16-accuracy.csv
+
+bench-train: $(DEV_VENV) ## Fine-tuning on CIFAR-10: accuracy, speed, waiting for data (needs the images and the weights; some rows a GPU)
+	$(BIN)/python -m tests.bench.train --csv docs/benchmarks/train.csv
 
 bench-heads: $(DEV_VENV) ## CIFAR-10, two frozen backbones: every head at 100, 500 and 1,500 random labels (needs the images and the weights)
 	$(BIN)/python -m tests.bench.heads --csv docs/benchmarks/heads.csv

@@ -144,7 +144,7 @@ class RecordingWatch(SilentWatch):
         self.phases: list[str] = []
         self._end_in, self._error = end_in, error
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
         self.phases.append(phase)
         if phase == self._end_in and self._error is not None:
             raise self._error

@@ -86,6 +86,8 @@ class Progress:
     # Unix times of the phase's start and of the last change.
     started_at: float
     updated_at: float
+    # How it goes, in a few words; empty for phases that have nothing to say.
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,16 @@ from services.trainer.campaign import Campaign, CampaignState, Label, Lease, Pic
 from services.trainer.config import CampaignConfig, parse_config
 from services.trainer.oracle import Answer
 from services.trainer.pool import Pool
-from services.trainer.tables import CampaignRow, LabelRow, LeaseRow, NumberRow, PickRow, ProgressRow, RoundRow
+from services.trainer.tables import (
+    MAX_DETAIL,
+    CampaignRow,
+    LabelRow,
+    LeaseRow,
+    NumberRow,
+    PickRow,
+    ProgressRow,
+    RoundRow,
+)
 from services.trainer.transactions import Transactions, label_row, round_of
 
 # Imported labels have no pick.
@@ -274,7 +283,7 @@ class CampaignStore(Transactions):
 
     # ---- progress ------------------------------------------------------------------------------------
 
-    def save_progress(self, name: str, round_no: int, phase: str, done: int, total: int) -> None:
+    def save_progress(self, name: str, round_no: int, phase: str, done: int, total: int, detail: str = "") -> None:
         now = time.time()
         with self.writing() as session:
             row = session.get(ProgressRow, name)
@@ -284,13 +293,14 @@ class CampaignStore(Transactions):
             if (row.round_no, row.phase) != (round_no, phase):
                 row.started_at = now
             row.round_no, row.phase, row.done, row.total, row.updated_at = round_no, phase, done, total, now
+            row.detail = detail[:MAX_DETAIL]
 
     def progress(self, name: str) -> Progress | None:
         with self.reading() as session:
             r = session.get(ProgressRow, name)
             if r is None:
                 return None
-            return Progress(r.campaign, r.round_no, r.phase, r.done, r.total, r.started_at, r.updated_at)
+            return Progress(r.campaign, r.round_no, r.phase, r.done, r.total, r.started_at, r.updated_at, r.detail)
 
 
 def _untrained(session: Session, name: str, newest_round: int) -> bool:

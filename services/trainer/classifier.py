@@ -47,11 +47,16 @@ class EmbeddingNet(nn.Module):
 
 
 class SideBySide(EmbeddingNet):
-    """The embeddings of several backbones, one behind the other: uint8 [N, H, W, 3] -> float32 (N, D1 + D2 + ...)"""
+    """The embeddings of several networks, one behind the other: uint8 [N, H, W, 3] -> float32 (N, D1 + D2 + ...)"""
 
     def __init__(self, nets: Sequence[EmbeddingNet]) -> None:
         nn.Module.__init__(self)  # each of the nets prepares the pixels for itself
         self.nets = nn.ModuleList(nets)
+
+    @property
+    def backbone(self) -> nn.Module:  # type: ignore[override]
+        """What the weights of the whole are known by."""
+        return self.nets
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.cat([net(image) for net in self.nets], dim=1)

@@ -172,7 +172,8 @@ def status(
     if progress is not None and found.state == "running":
         of = f" {progress.done}/{progress.total}" if progress.total else ""
         age = time.time() - progress.updated_at
-        console.print(f"now: round {progress.round_no}, {progress.phase}{of} ({age:.0f} s ago)")
+        how = f": {progress.detail}" if progress.detail else ""
+        console.print(f"now: round {progress.round_no}, {progress.phase}{of} ({age:.0f} s ago){how}")
     rows = report_rows(stores.campaigns, found.name)
     if rows:
         console.print(rounds_table(rows))

@@ -42,7 +42,7 @@ class Bars:
         self._bars = bars
         self._tasks: dict[str, Any] = {}
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int, _detail: str = "") -> None:
         if phase not in self._tasks:
             self._tasks[phase] = self._bars.add_task(_PHASES.get(phase, phase))
         self._bars.update(self._tasks[phase], completed=done, total=total or None)

@@ -21,6 +21,7 @@ from pydantic import (
 from services.common.errors import BadConfig, did_you_mean
 from services.common.manifest import VariantKind
 from services.common.registry import is_campaign_name
+from services.trainer.finetune_config import MOVED, FinetuneConfig
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -155,21 +156,23 @@ class LearnerConfig(_Section):
     c_grid: tuple[PositiveFloat, ...] = Field(default=(0.001, 0.01, 0.1, 1.0), min_length=1)
     # Folds of the cross-validation: chooses C, gives out-of-fold predictions for temperature and promotion.
     folds: int = Field(default=5, ge=2, le=20)
-    # The rest is for finetune. How many of the network's last stages are trained, or "all".
-    stages: PositiveInt | Literal["all"] = "all"
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    # Learning rate of the pretrained layers as a share of the head's.
-    backbone_lr_share: float = Field(default=0.1, gt=0, le=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    mirror: bool = True
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # How the network is trained (finetune mode).
+    finetune: FinetuneConfig = FinetuneConfig()
 
     @property
     def committee_size(self) -> int:
         """Members of the models that this learner fits."""
+        if self.mode == "finetune":
+            return self.finetune.members
         return self.members if self.head in COMMITTEES else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved_keys(cls, given: Any) -> Any:
+        moved = [key for key in MOVED if isinstance(given, dict) and key in given]
+        if moved:
+            raise ValueError(f"{', '.join(moved)}: moved; write learner.finetune.{moved[0]}, and so on")
+        return given
 
     @model_validator(mode="after")
     def _head_where_it_is_fitted(self) -> "LearnerConfig":

@@ -111,7 +111,7 @@ class _Told:
         self._say = say
         self._told_at = time.monotonic()
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int, _detail: str = "") -> None:
         now = time.monotonic()
         if now > self._told_at + _TELL_EVERY_S:
             self._told_at = now

@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from services.common.files import digest
 from services.trainer.config import LearnerConfig
+from services.trainer.fold_trainings import FoldTrainings
 from services.trainer.graph_cache import GraphCache
-from services.trainer.heads import (
-    ABSENT_BIAS,
-    calibrated_temperature,
-    known_in_other_folds,
-    random_classes,
-    random_rows,
-    require_learnable,
-    stratified_folds,
-    zero_head,
-)
+from services.trainer.heads import require_learnable, zero_head
 from services.trainer.in_parts import in_parts
 from services.trainer.learning import FittedModel, Head, LabelledSamples, Watch
 from services.trainer.pretrained import PretrainedBackbone, device_of, embed, export, use_threads
@@ -31,31 +24,38 @@ from services.trainer.pretrained import PretrainedBackbone, device_of, embed, ex
 if TYPE_CHECKING:
     from services.trainer.backbones import Backbone
     from services.trainer.classifier import EmbeddingNet
-    from services.trainer.training import TrainedNetwork
+    from services.trainer.training.checkpoint import Checkpoints
+    from services.trainer.training.loop import TrainedNetwork
 
-# Each fold is a whole training: as many as a temperature needs, not as many as a head can afford.
-_MOST_TRAININGS = 3
 _IMAGES_AT_ONCE = 64
 _NOT_EXPORTED = Path("not-exported.onnx")
+# Of what is free: decoded images beyond that lie in a mapped file.
+_SHARE_OF_RAM = 0.25
 
 
 class FinetuneLearner:
-    """The network learns; every fit begins again from the pretrained weights."""
+    """The network learns; every fit begins again from the pretrained weights.
+
+    `state_dir`: for graphs of trained networks, and for checkpoints of trainings that may be cut short.
+    `publishes`: False exports no graph.
+    """
 
     def __init__(
         self,
         backbone: PretrainedBackbone,
         config: LearnerConfig,
         images: Callable[[Sequence[str]], np.ndarray],
-        trained: GraphCache | None,
+        state_dir: Path,
         threads: int,
+        publishes: bool = True,
     ) -> None:
-        """`trained`: where graphs of fitted networks go; None exports none, for models that are never published."""
         self._backbone = backbone
         self._config = config
         self._images = images
-        self._trained = trained
+        self._state_dir = state_dir
+        self._trained = GraphCache(state_dir / "trained")
         self._threads = threads
+        self._publishes = publishes
         # Embedding id and network of the last fit, on the device where it was trained.
         self._newest: tuple[str, EmbeddingNet | None] = ("", None)
 
@@ -65,17 +65,35 @@ class FinetuneLearner:
 
     def fit(self, labelled: LabelledSamples, class_count: int, seed: int, watch: Watch) -> FittedModel:
         require_learnable(labelled, class_count)
-        images = in_parts(self._images, labelled.ids, _IMAGES_AT_ONCE, "read", watch)
         use_threads(self._threads)
-        fits = _Fits(self._backbone, self._config, images, labelled, class_count, seed, watch)
-        temperature, out_of_fold, classes = fits.out_of_fold()
-        network = fits.train(np.ones(len(labelled), bool))
-        head = _linear_head(network, temperature)
-        notes = {"epochs": float(self._config.epochs), "trainings": float(fits.planned)}
-        if out_of_fold:
-            notes["out_of_fold_accuracy"] = float(np.mean(list(out_of_fold.values())))
-        model = self._fitted(network, head, out_of_fold, notes, watch)
-        return replace(model, out_of_fold_classes=classes)
+        from services.trainer.training.memory import free_memory_of_cpu
+        from services.trainer.training.pixels import decoded
+
+        pixels = self._state_dir / "pixels"
+        images = decoded(self._images, labelled.ids, pixels, int(_SHARE_OF_RAM * free_memory_of_cpu()), watch)
+        backbone = self._backbone.build(watch)
+        checkpoints = self._checkpoints(backbone, labelled, class_count, seed)
+        trainings = FoldTrainings(backbone, self._config, images, labelled, class_count, seed, checkpoints, watch)
+        judged = trainings.out_of_fold()
+        members = trainings.committee(np.ones(len(labelled), bool))
+        trained = as_one(backbone, members)
+        graph = self._graph(trained, watch)
+        self._newest = trained.embedding_id, joined([it.net for it in members])
+        if not self._publishes:
+            checkpoints.remove()
+        return FittedModel(
+            head=linear_head(members, judged.temperature),
+            backbone=trained.info,
+            embedding_id=trained.embedding_id,
+            embedding_size=trained.embedding_size,
+            embedding_shared=False,
+            embedding_graph=graph,
+            out_of_fold=judged.right,
+            notes={**trainings.notes(members), **judged.notes},
+            reference=partial(embed, trained.net),
+            out_of_fold_classes=judged.classes,
+            on_published=checkpoints.remove,
+        )
 
     def probabilities(self, model: FittedModel, ids: Sequence[str], watch: Watch) -> np.ndarray:
         if not len(ids):
@@ -90,37 +108,27 @@ class FinetuneLearner:
 
         return in_parts(part, ids, _IMAGES_AT_ONCE, "evaluate", watch)
 
-    def _fitted(
-        self,
-        network: "TrainedNetwork",
-        head: Head,
-        out_of_fold: dict[str, bool],
-        notes: dict[str, float],
-        watch: Watch,
-    ) -> FittedModel:
-        from services.trainer.weights import fingerprint
+    def _checkpoints(
+        self, backbone: "Backbone", labelled: LabelledSamples, class_count: int, seed: int
+    ) -> "Checkpoints":
+        from services.trainer.training.checkpoint import Checkpoints
 
-        # Export and parity are of the CPU's numbers; a copy that is on a GPU answers for the test samples.
-        net = network.net if device_of(network.net) == "cpu" else copy.deepcopy(network.net).to("cpu")
-        pretrained = self._backbone.build(watch)
-        info = pretrained.info.model_copy(update={"weights_sha256": fingerprint(net.backbone)})
-        trained = replace(pretrained, net=net, info=info)
-        graph = self._graph(trained, watch)
-        self._newest = trained.embedding_id, network.net
-        return FittedModel(
-            head=head,
-            backbone=info,
-            embedding_id=trained.embedding_id,
-            embedding_size=trained.embedding_size,
-            embedding_shared=False,
-            embedding_graph=graph,
-            out_of_fold=out_of_fold,
-            notes=notes,
-            reference=lambda images: embed(net, images),
+        key = digest(
+            {
+                "labels": [labelled.ids, labelled.classes.tolist(), labelled.drawn_at_random.tolist()],
+                "classes": class_count,
+                "learner": self._config.model_dump(mode="json"),
+                "network": backbone.embedding_id,
+                "seed": seed,
+                "threads": self._threads,
+            }
         )
+        checkpoints = Checkpoints(self._state_dir / "checkpoints", key)
+        checkpoints.drop_older_than_a_day()
+        return checkpoints
 
     def _graph(self, trained: "Backbone", watch: Watch) -> Path:
-        if self._trained is None:
+        if not self._publishes:
             return _NOT_EXPORTED
         # First: the same labels give the same network, and its graph may lie here from another day.
         self._trained.drop_older_than_a_day()
@@ -128,83 +136,34 @@ class FinetuneLearner:
         return self._trained.path(card.embedding_id)
 
 
-class _Fits:
-    """The trainings of one round: one for each fold with a row that must be predicted, then one on everything."""
+def as_one(backbone: "Backbone", members: Sequence["TrainedNetwork"]) -> "Backbone":
+    """The trained members in the place of the pretrained network, on the CPU."""
+    from services.trainer.weights import fingerprint
 
-    def __init__(
-        self,
-        backbone: PretrainedBackbone,
-        config: LearnerConfig,
-        images: np.ndarray,
-        labelled: LabelledSamples,
-        class_count: int,
-        seed: int,
-        watch: Watch,
-    ) -> None:
-        self._backbone = backbone.build(watch)
-        self._config = config
-        self._images = images
-        self._labelled = labelled
-        self._class_count = class_count
-        self._seed = seed
-        self._watch = watch
-        self._fold_of = stratified_folds(labelled.ids, labelled.classes, min(config.folds, _MOST_TRAININGS), seed)
-        self._folds = [
-            fold for fold in np.unique(self._fold_of) if (labelled.drawn_at_random & (self._fold_of == fold)).any()
-        ]
-        self.planned = len(self._folds) + 1
-        self._begun = 0
-
-    def out_of_fold(self) -> tuple[float, dict[str, bool], dict[str, int]]:
-        """The temperature, and correctness and predicted class of the randomly drawn rows, each from a network that
-        never saw it.
-        """
-        labelled, fold_of = self._labelled, self._fold_of
-        logits = np.zeros((len(labelled), self._class_count))
-        for fold in self._folds:
-            here = (fold_of == fold) & labelled.drawn_at_random
-            others = fold_of != fold
-            head = _linear_head(network := self.train(others), 1.0)
-            logits[here] = head.logits(embed(network.net, self._images[here]))[:, 0]
-            absent = np.setdiff1d(np.arange(self._class_count), labelled.classes[others])
-            logits[np.ix_(here, absent)] = ABSENT_BIAS
-        judged = known_in_other_folds(labelled.classes, fold_of)
-        right = logits.argmax(axis=1) == labelled.classes
-        temperature = calibrated_temperature(logits, judged, labelled)
-        return temperature, random_rows(labelled, right), random_classes(labelled, logits)
-
-    def train(self, rows: np.ndarray) -> "TrainedNetwork":
-        """A network from the rows where bool (N,) is true."""
-        from services.trainer.training import steps_of, train_network
-
-        total = steps_of(int(rows.sum()), self._config)
-        number, step = self._begun, 0
-        self._begun += 1
-
-        def look() -> None:
-            nonlocal step
-            self._watch.progress("train", number * total + step, self.planned * total)
-            step += 1
-
-        rng = np.random.default_rng([self._seed, number])
-        return train_network(
-            self._backbone,
-            self._images[rows],
-            self._labelled.classes[rows],
-            self._class_count,
-            self._config,
-            rng,
-            look,
-        )
+    # Export and parity are of the CPU's numbers; a copy that is on a GPU answers for the test samples.
+    net = joined([it.net if device_of(it.net) == "cpu" else copy.deepcopy(it.net).to("cpu") for it in members])
+    info = backbone.info.model_copy(update={"weights_sha256": fingerprint(net.backbone)})
+    return replace(backbone, net=net, info=info, embedding_size=len(members) * backbone.embedding_size)
 
 
-def _linear_head(network: "TrainedNetwork", temperature: float) -> Head:
-    size = network.weights.shape[1]
+def joined(nets: Sequence["EmbeddingNet"]) -> "EmbeddingNet":
+    """One network for all members."""
+    from services.trainer.classifier import SideBySide
+
+    return nets[0] if len(nets) == 1 else SideBySide(nets).eval()
+
+
+def linear_head(members: Sequence["TrainedNetwork"], temperature: float) -> Head:
+    """K linear maps on the members' embeddings side by side, each zero outside its own member's block."""
+    classes, size = members[0].weights.shape
+    weights = np.zeros((len(members), classes, len(members) * size), np.float32)
+    for member, network in enumerate(members):
+        weights[member, :, member * size : (member + 1) * size] = network.weights
     return Head(
         kind="linear",
-        mean=np.zeros(size, np.float32),
-        scale=np.ones(size, np.float32),
-        weights=network.weights[None],
-        biases=network.biases[None],
+        mean=np.zeros(weights.shape[2], np.float32),
+        scale=np.ones(weights.shape[2], np.float32),
+        weights=weights,
+        biases=np.stack([network.biases for network in members]),
         temperature=temperature,
     )

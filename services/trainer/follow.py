@@ -30,10 +30,12 @@ _PHASES = {
     "request": "asking the oracle",
     "label": "taking in labels",
     "fit": "fitting the head",
+    "read": "reading images",
     "train": "training the network",
     "evaluate": "evaluating",
     "publish": "publishing",
     "export": "exporting to ONNX",
+    "variants": "comparing faster variants",
     "parity": "checking the exported graph",
     "save": "saving",
 }
@@ -91,9 +93,14 @@ def _show_phase(
     if shown is None or shown[1:] != (progress.round_no, progress.phase):
         if shown is not None:
             bars.remove_task(shown[0])
-        text = f"round {progress.round_no}: {_PHASES.get(progress.phase, progress.phase)}"
-        shown = bars.add_task(text, total=progress.total or None), progress.round_no, progress.phase
-    bars.update(shown[0], completed=progress.done, total=progress.total or None)
+        shown = bars.add_task("", total=progress.total or None), progress.round_no, progress.phase
+    text = f"round {progress.round_no}: {_PHASES.get(progress.phase, progress.phase)}"
+    bars.update(
+        shown[0],
+        description=f"{text} ({progress.detail})" if progress.detail else text,
+        completed=progress.done,
+        total=progress.total or None,
+    )
     return shown
 
 

@@ -59,8 +59,7 @@ def make_learner(
     backbone = PretrainedBackbone(chosen, source_height, source_width, weights_dir, cache, config.seed, threads)
     if config.learner.mode == "head":
         return HeadLearner(backbone, config.learner, embeddings, threads, pool_ids)
-    trained = GraphCache(cache_dir / "trained") if publishes else None
-    return FinetuneLearner(backbone, config.learner, images, trained, threads)
+    return FinetuneLearner(backbone, config.learner, images, cache_dir, threads, publishes)
 
 
 class HeadLearner:

@@ -13,14 +13,17 @@ from services.common.manifest import BackboneInfo, Manifest
 class Watch(Protocol):
     """Looked at by every long computation at least once a second."""
 
-    def progress(self, phase: str, done: int, total: int) -> None:
-        """Tell how far `phase` is. Raises Stopped or LeaseLost when the work must end now."""
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
+        """Tell how far `phase` is, and in a few words how it goes ("loss 0.81, accuracy 78%").
+
+        Raises Stopped or LeaseLost when the work must end now.
+        """
 
 
 class SilentWatch:
     """Never stops anything and tells nobody."""
 
-    def progress(self, phase: str, done: int, total: int) -> None: ...
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class FittedModel:
     reference: Callable[[np.ndarray], np.ndarray] | None = None
     # Out-of-fold predicted class of the same samples: what consecutive rounds are compared by.
     out_of_fold_classes: dict[str, int] = field(default_factory=dict)
+    # To be called once a version of it is published: what was kept for a second attempt can go.
+    on_published: Callable[[], None] = field(default=lambda: None)
 
 
 class Learner(Protocol):

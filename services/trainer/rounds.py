@@ -260,6 +260,7 @@ class RoundRunner:
             report = self._evaluate(model, labelled, round_no)
         self._begin("publish", round_no)
         self._publish(model, report, labelled, round_no, clock)
+        model.on_published()
         return report
 
     def _labelled(self, round_no: int) -> LabelledSamples:

@@ -3,6 +3,9 @@
 from sqlalchemy import BigInteger, Boolean, Float, ForeignKey, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+# Of a progress row's detail, in characters; what is longer is cut.
+MAX_DETAIL = 255
+
 
 class Base(DeclarativeBase): ...
 
@@ -100,6 +103,7 @@ class ProgressRow(Base):
     phase: Mapped[str] = mapped_column(String(32))
     done: Mapped[int] = mapped_column(Integer)
     total: Mapped[int] = mapped_column(Integer)
+    detail: Mapped[str] = mapped_column(String(MAX_DETAIL), default="", server_default="")
     started_at: Mapped[float] = mapped_column(Float)
     updated_at: Mapped[float] = mapped_column(Float)
 

@@ -79,7 +79,7 @@ class RoundWatch:
         self._written_at = 0.0
         self._phase = ""
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
         self._keeper.check()
         now = time.monotonic()
         if phase == self._phase and done < total and now < self._written_at + 1.0:
@@ -87,7 +87,7 @@ class RoundWatch:
         if phase == self._phase and now < self._written_at + 0.1:
             return
         self._phase, self._written_at = phase, now
-        self._store.save_progress(self._campaign, self._round_no, phase, done, total)
+        self._store.save_progress(self._campaign, self._round_no, phase, done, total, detail)
 
 
 class DueLoop:

@@ -99,7 +99,7 @@ def embed(config: CampaignConfig, source: Source, samples: SampleStore, settings
             bar = bars.add_task("embedding", total=len(ids))
 
             class Watching(SilentWatch):
-                def progress(self, phase: str, done: int, total: int) -> None:
+                def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
                     bars.update(bar, completed=done)
 
             rows = scorer.embeddings(Version(CAMPAIGN, 1, source.source_id), ids, Watching())

@@ -22,8 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCORED = re.compile(r'inference_images_total\{model="(.+?)",purpose="score",round="(\d+)",version="(\d+)"\}')
 
-FINETUNE = {"mode": "finetune", "epochs": 12, "batch_size": 16, "learning_rate": 0.003, "backbone_lr_share": 1.0,
-            "folds": 2, "mirror": False}  # fmt: skip
+FINETUNE = {
+    "mode": "finetune",
+    "folds": 2,
+    "finetune": {"epochs": 12, "batch_size": 16, "learning_rate": 0.003, "backbone_lr_share": 1.0, "mirror": False},
+}
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,9 @@ initial: {labels: 20}
 batch: 20
 budget: 60
 arms:
-  trained: {backbone: {name: base_cnn, weights: none}, learner: {mode: finetune, epochs: 1, folds: 2, mirror: false}}
+  trained:
+    backbone: {name: base_cnn, weights: none}
+    learner: {mode: finetune, folds: 2, finetune: {epochs: 1, mirror: false}}
   frozen: {backbone: {name: base_cnn, weights: none}, learner: {folds: 3}}
   lacking: {backbone: {name: resnet50, input_size: 32}}
 grid:

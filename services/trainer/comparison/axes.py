@@ -45,6 +45,8 @@ class Axis:
     in_backbone: bool
     # Does the learner look at it?
     applies: Callable[[Raw], bool] = _always
+    # Of the learner's section of that name.
+    in_finetune: bool = False
 
 
 # In this order: mode and head decide which of the others apply.
@@ -59,15 +61,27 @@ AXES: dict[str, Axis] = {
     "c": Axis("c_grid", False, _regularised),
     "members": Axis("members", False, _committee),
     **{
-        key: Axis(key, False, _trained)
+        key: Axis(key, False, _trained, in_finetune=True)
         for key in (
             "stages",
+            "head_epochs",
             "epochs",
             "batch_size",
+            "optimizer",
             "learning_rate",
             "backbone_lr_share",
+            "layer_decay",
             "weight_decay",
+            "ema",
+            "label_smoothing",
+            "class_weights",
             "mirror",
+            "shift",
+            "colour_jitter",
+            "rand_augment",
+            "erase",
+            "mixup",
+            "cutmix",
         )
     },
 }
@@ -140,7 +154,8 @@ def _setting(backbone: BackboneConfig, learner: LearnerConfig, chosen: Raw, orde
         if axis.in_backbone:
             raw_backbone[axis.key] = value
         elif axis.applies(raw_learner):
-            raw_learner[axis.key] = _c_grid(value, learner) if name == "c" else value
+            section = raw_learner["finetune"] if axis.in_finetune else raw_learner
+            section[axis.key] = _c_grid(value, learner) if name == "c" else value
     of_backbone = parse_section(BackboneConfig, raw_backbone, f"axes, at {chosen}")
     of_learner = parse_section(LearnerConfig, raw_learner, f"axes, at {chosen}")
     values = {name: _value(name, of_backbone, of_learner) for name in ordered if AXES[name].applies(raw_learner)}
@@ -152,7 +167,9 @@ def _c_grid(value: Any, default: LearnerConfig) -> Any:
 
 
 def _value(name: str, backbone: BackboneConfig, learner: LearnerConfig) -> Any:
-    value = getattr(backbone if AXES[name].in_backbone else learner, AXES[name].key)
+    axis = AXES[name]
+    section = backbone if axis.in_backbone else learner.finetune if axis.in_finetune else learner
+    value = getattr(section, axis.key)
     if name == "c":
         return value[0] if len(value) == 1 else SEARCHED
     return "native" if value is None else value

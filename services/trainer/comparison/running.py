@@ -103,7 +103,7 @@ class _Keeper:
         self._stop = stop
         self._lost = False
 
-    def progress(self, _phase: str, _done: int, _total: int) -> None:
+    def progress(self, _phase: str, _done: int, _total: int, _detail: str = "") -> None:
         if self._stop.is_set():
             raise Stopped("the worker was asked to stop")
         if self._lost:

@@ -70,8 +70,9 @@ def stage(model, source, folder, watch):
     return read_manifest(folder)
 
 
-def base_cnn(**learner):
-    return campaign({"name": "base_cnn", "weights": "none"}, {"mode": "finetune", "batch_size": 16, **learner}, 8)
+def base_cnn(folds=3, **finetune):
+    learner = {"mode": "finetune", "folds": folds, "finetune": {"batch_size": 16, **finetune}}
+    return campaign({"name": "base_cnn", "weights": "none"}, learner, 8)
 
 
 # ---- fine-tuning --------------------------------------------------------------------------------------

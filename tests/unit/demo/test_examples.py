@@ -69,5 +69,5 @@ def test_the_random_baseline_differs_in_nothing_but_the_strategy() -> None:
 
 def test_digits_are_never_mirrored() -> None:
     config = load_config(EXAMPLES / "digits-demo.yaml")
-    assert not config.learner.mirror
+    assert not config.learner.finetune.mirror
     assert config.backbone.weights == "none"

@@ -19,7 +19,7 @@ class CountingWatch:
     stop_at: int | None = None
     seen: list[tuple[str, int, int]] = field(default_factory=list)
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
         self.seen.append((phase, done, total))
         if self.stop_at is not None and len(self.seen) >= self.stop_at:
             raise Stopped("asked to")

@@ -312,7 +312,7 @@ def test_damaged_embeddings_in_the_cache_are_computed_again(tmp_path):
 
 def test_the_gate_ends_when_the_worker_is_told_to_stop(model, labelled, tmp_path):
     class StopsInVariants(CountingWatch):
-        def progress(self, phase: str, done: int, total: int) -> None:
+        def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
             if phase == "variants" and done > 64:
                 raise Stopped("asked to")
 

@@ -1,3 +1,4 @@
+import json
 import time
 
 import pytest
@@ -157,6 +158,15 @@ def test_progress_keeps_the_start_of_its_phase(store, campaign):
     assert (second.done, second.started_at) == (5, first.started_at)
 
 
+def test_progress_says_how_it_goes_and_keeps_no_more_than_fits(store, campaign):
+    store.save_progress(campaign.name, 1, "train", 1, 10, "loss 0.81")
+    assert store.progress(campaign.name).detail == "loss 0.81"
+    store.save_progress(campaign.name, 1, "train", 2, 10, "x" * 1000)
+    assert len(store.progress(campaign.name).detail) == 255
+    store.save_progress(campaign.name, 1, "publish", 0, 1)
+    assert store.progress(campaign.name).detail == ""
+
+
 def test_the_migrations_make_the_schema_that_the_code_uses(engine, tmp_path):
     from_code = create_engine(f"sqlite:///{tmp_path}/code.db")
     Base.metadata.create_all(from_code)
@@ -174,6 +184,7 @@ def test_a_database_from_before_predictions_were_kept_is_brought_up_to_date(stor
     with engine.begin() as connection:  # as version 0002 left it
         for column in ("predicted", "confidence"):
             connection.execute(text(f"ALTER TABLE picks DROP COLUMN {column}"))
+        connection.execute(text("ALTER TABLE progress DROP COLUMN detail"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
     again = open_database(f"sqlite:///{tmp_path}/trainer.db")
     picks = CampaignStore(again).picks(campaign.name, 1)
@@ -189,3 +200,20 @@ def test_what_was_said_of_a_pick_is_kept(store, lease, campaign):
     said = Pick("a", 0.5, False, predicted=1, confidence=0.75)
     store.save_picks(lease, 2, [said], {}, None)
     assert store.picks(campaign.name, 2) == [said]
+
+
+def test_campaigns_from_before_the_section_of_fine_tuning_can_still_be_read(tmp_path):
+    url = f"sqlite:///{tmp_path}/old.db"
+    engine = open_database(url)
+    store = CampaignStore(engine)
+    name = store.create(make_config(), "s1", ("a", "b")).name
+    with engine.begin() as connection:
+        config = json.loads(connection.execute(text("SELECT config FROM campaigns")).scalar_one())
+        del config["learner"]["finetune"]
+        config["learner"] |= {"mode": "finetune", "epochs": 7, "stages": 2, "mirror": False}
+        connection.execute(text("UPDATE campaigns SET config = :config"), {"config": json.dumps(config)})
+        connection.execute(text("UPDATE alembic_version SET version_num = '0004'"))
+    engine.dispose()
+    learner = CampaignStore(open_database(url)).campaign(name).config.learner
+    assert (learner.mode, learner.finetune.epochs, learner.finetune.stages) == ("finetune", 7, 2)
+    assert not learner.finetune.mirror

@@ -22,9 +22,7 @@ def test_every_mistake_is_reported_at_once():
     assert all(key in text for key in ("name:", "rounds.count", "rounds.batch", "promotion"))
 
 
-@pytest.mark.parametrize(
-    "learner", [{"c_grid": []}, {"c_grid": [0]}, {"c_grid": [-1]}, {"stages": 0}, {"stages": "some"}]
-)
+@pytest.mark.parametrize("learner", [{"c_grid": []}, {"c_grid": [0]}, {"c_grid": [-1]}, {"folds": 1}, {"members": 1}])
 def test_a_learner_that_could_learn_nothing_is_refused(learner):
     with pytest.raises(BadConfig, match=f"learner.{next(iter(learner))}"):
         make_config(learner=learner)
@@ -121,3 +119,30 @@ def test_what_is_no_yaml_is_explained(tmp_path):
 def test_a_folder_source_needs_a_location():
     with pytest.raises(BadConfig, match="needs a location"):
         make_config(source={"kind": "folder", "size": 32})
+
+
+@pytest.mark.parametrize(
+    ("finetune", "advice"),
+    [
+        ({"precision": "fp16", "device": "cpu"}, "with device cpu use bf16 or fp32"),
+        ({"patience": 3}, "set validation_share"),
+        ({"batch_size": 4, "accumulate": 8}, "accumulate is at most batch_size"),
+        ({"bootstrap": True}, "set members to 2 or more"),
+        ({"epoch": 3}, "did you mean 'epochs'"),
+        ({"stages": 0}, r"learner\.finetune\.stages"),
+        ({"stages": "some"}, r"learner\.finetune\.stages"),
+    ],
+)
+def test_settings_of_fine_tuning_that_do_not_go_together_say_what_to_do(finetune, advice):
+    with pytest.raises(BadConfig, match=advice):
+        make_config(learner={"mode": "finetune", "finetune": finetune})
+
+
+def test_a_key_that_has_moved_is_told_its_new_place():
+    with pytest.raises(BadConfig, match=r"epochs, device: moved; write learner\.finetune\.epochs"):
+        make_config(learner={"mode": "finetune", "device": "cpu", "epochs": 3})
+
+
+def test_members_of_a_trained_committee_count_as_a_committee():
+    assert make_config(learner={"mode": "finetune", "finetune": {"members": 3}}).learner.committee_size == 3
+    assert make_config(learner={"mode": "finetune"}).learner.committee_size == 1
