@@ -8,7 +8,13 @@ import grpc
 from services.common.errors import Conflict
 
 
-def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+def bind(
+    server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None,
+    variable: str = "INFERENCE_GRPC_PORT",
+) -> int:
     """The port that `server` will listen on, with TLS when there are credentials. Raises Conflict."""
     try:
         # gRPC says in a log line of its own that a port is taken, and not why; a plain socket says it first.
@@ -18,9 +24,9 @@ def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Server
         address = f"{host}:{port}"
         return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except OSError as error:
-        raise Conflict(taken("gRPC", host, port, "INFERENCE_GRPC_PORT", error)) from error
+        raise Conflict(taken("gRPC", host, port, variable, error)) from error
     except RuntimeError as error:
-        raise Conflict(f"cannot listen for gRPC on {host}:{port}: {error}; see INFERENCE_GRPC_PORT") from error
+        raise Conflict(f"cannot listen for gRPC on {host}:{port}: {error}; see {variable}") from error
 
 
 def taken(what: str, host: str, port: int, variable: str, error: OSError) -> str:

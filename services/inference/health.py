@@ -12,7 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.inference.changes import Changes
 
+# For probes: what is promoted was loaded or refused; calls should come here; the process answers at all.
+STARTUP = "startup"
 READINESS = "readiness"
+LIVENESS = "liveness"
 # What the channels of our clients watch: whether to send calls here. SERVING until the lame-duck time is over.
 CONNECTIONS = "connections"
 _Response = health_pb2.HealthCheckResponse
@@ -20,15 +23,29 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
-    """`answering`: campaign -> the version that answers, 0 while none does; looked at whenever somebody asks."""
+    """`answering`: campaign -> the version that answers, 0 while none does. `saturated`: whether a queue is full.
 
-    def __init__(self, services: Collection[str], answering: Callable[[], Mapping[str, int]], changes: Changes) -> None:
+    Both are looked at whenever somebody asks.
+    """
+
+    def __init__(
+        self,
+        services: Collection[str],
+        answering: Callable[[], Mapping[str, int]],
+        changes: Changes,
+        saturated: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._services = frozenset((READINESS, *services))
         self._answering = answering
         self._changes = changes
+        self._saturated = saturated
+        self._started = False
         self._ready = False
         self._leaving = False
         self._sent_away = False
+
+    def set_started(self) -> None:
+        self._started = True
 
     def set_ready(self, ready: bool) -> None:
         if ready != self._ready:
@@ -47,8 +64,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # no stubs
 
     def status(self, service: str) -> int:
         """A status of HealthCheckResponse; SERVICE_UNKNOWN for a name that is not served here."""
+        if service == LIVENESS:
+            return int(_Response.SERVING)
         if service == CONNECTIONS:
             return int(_Response.NOT_SERVING if self._sent_away else _Response.SERVING)
+        if service == STARTUP:
+            return int(_Response.SERVING if self._started else _Response.NOT_SERVING)
+        if service == READINESS and self._saturated():
+            return int(_Response.NOT_SERVING)
         answering = self._answering()
         if service and service not in self._services and service not in answering:
             return int(_Response.SERVICE_UNKNOWN)

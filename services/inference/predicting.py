@@ -19,6 +19,7 @@ from services.inference.metrics import Metrics
 from services.inference.model import Model, Outputs, refuse_plain
 
 _CHUNK = 8  # images that one thread decodes before another request's turn
+_SATURATED = 0.9  # share of the queue's limit: requests of many images are refused before the last place is taken
 _INLINE = 4  # small images that the event loop decodes itself: 11 µs each, a hand-over to a thread takes 60
 
 
@@ -76,6 +77,11 @@ class Predictor:
         self._metrics = metrics
         # A batcher lives as long as its model; a batcher that referred to its model would keep both for ever.
         self._desks: WeakKeyDictionary[Model, _Desk] = WeakKeyDictionary()
+
+    @property
+    def saturated(self) -> bool:
+        """Whether a model's queue is so full that requests are being refused, or soon will be."""
+        return any(desk.batcher.admitted >= _SATURATED * self._rule.queue_limit for desk in self._desks.values())
 
     async def predict(self, model: Model, query: Query) -> Answer:
         refuse_plain(model)

@@ -88,10 +88,12 @@ class InferenceServer:
         self._boundary = Boundary(self.metrics, _gate(settings), packages=("querent.", "inference."))
         self._server = self._grpc_server()
         self._store = self._register(self._boundary.around(self._server))
-        self._ready = True
+        self._has_device = True
+        self._probed: grpc.aio.Server | None = None
         self._polling: asyncio.Task[None] | None = None
         self._close_metrics: Callable[[], None] = lambda: None
         self.grpc_port = 0
+        self.health_port = 0
         self.metrics_port = 0
 
     def _grpc_server(self) -> grpc.aio.Server:
@@ -129,7 +131,7 @@ class InferenceServer:
         predictor = Predictor(decode_pool, run_pool, rule, limits, metrics)
 
         self._feedback = FeedbackRecorder(store, Journal(settings.feedback_dir), metrics)
-        self._health = Health(_SERVICES, lambda: store.answering, store.changes)
+        self._health = Health(_SERVICES, lambda: store.answering, store.changes, lambda: predictor.saturated)
 
         # The other half is for calls that end.
         watchers = Watchers(store, max(1, settings.max_concurrent_rpcs // 2))
@@ -157,7 +159,10 @@ class InferenceServer:
         self.metrics_port = self._start_metrics()
         self.grpc_port = bind(self._server, settings.grpc_host, settings.grpc_port, self._credentials)
         await self._server.start()
+        if settings.health_port is not None:
+            await self._serve_probes(settings.health_port)
         await self._look()
+        self._health.set_started()
         # What is here now stays for good: the collector need not walk through it again and again.
         gc.freeze()
         self._polling = asyncio.create_task(self._poll())
@@ -186,6 +191,8 @@ class InferenceServer:
             self._polling.cancel()
             with suppress(asyncio.CancelledError):
                 await self._polling
+        if self._probed:
+            await self._probed.stop(None)
         self._close_metrics()
         self._feedback.close()
         for pool in self._pools:
@@ -203,12 +210,18 @@ class InferenceServer:
 
     async def _look(self) -> None:
         await self._store.sync()
-        ready = self._settings.device != "cuda" or not self._runtime.fell_back
-        if not ready and self._ready:
+        device = self._settings.device != "cuda" or not self._runtime.fell_back
+        if not device and self._has_device:
             consequence = "not ready; set INFERENCE_DEVICE=auto to use the CPU"
             log.error("device_missing", wanted=CUDA, why=self._runtime.why, consequence=consequence)
-        self._ready = ready
-        self._health.set_ready(ready)
+        self._has_device = device
+        self._health.set_ready(device and not self._store.missing)
+
+    async def _serve_probes(self, port: int) -> None:
+        self._probed = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probed)
+        self.health_port = bind(self._probed, self._settings.grpc_host, port, None, "INFERENCE_HEALTH_PORT")
+        await self._probed.start()
 
     def _start_metrics(self) -> int:
         host, port = self._settings.metrics_host, self._settings.metrics_port

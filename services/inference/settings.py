@@ -25,6 +25,8 @@ class Settings(BaseSettings):
 
     grpc_host: str = "127.0.0.1"
     grpc_port: int = Field(default=8001, ge=0, le=65_535)
+    # A port of its own for grpc.health.v1 without TLS, for probes that know none; unset: health is on the gRPC port only.
+    health_port: int | None = Field(default=None, ge=0, le=65_535)
     # TLS: certificate and key as PEM files; with a CA of clients each of them must show a certificate of its own.
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None

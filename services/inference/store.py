@@ -72,6 +72,9 @@ class ModelStore:
         self._promoted: dict[str, int] = {}
         # Every campaign that is served, and the version that answers: 0 while none does.
         self.answering: Mapping[str, int] = {}
+        # Promoted and not loaded, for a reason that may pass. What is refused for good is not in it: every other
+        # replica would refuse it too, and leaving their other campaigns without an answer helps nobody.
+        self.missing: frozenset[str] = frozenset()
         # Told after each change of `answering`.
         self.changes = Changes()
         self._look = asyncio.Lock()
@@ -176,11 +179,14 @@ class ModelStore:
                 log.warning("registry_unreadable", error=str(error), consequence="what is loaded serves on")
                 return
             self._promoted = promoted
+            missing = set()
             for name, version in promoted.items():
                 if self._active.get(name) != version:
-                    await self._follow(name, version)
+                    if not await self._follow(name, version):
+                        missing.add(name)
                     # Now, not after the others: loading those may take seconds.
                     self._tell(campaigns)
+            self.missing = frozenset(missing - self._active.keys())
             for name in set(self._active) - set(promoted):
                 self._loaded.retire((name, self._active.pop(name)))
             self._tell(campaigns)
@@ -218,19 +224,24 @@ class ModelStore:
         newest_first = sorted(promoted.items(), key=lambda item: -item[1][0])
         return campaigns, {name: version for name, (_, version) in newest_first}
 
-    async def _follow(self, name: str, version: int) -> None:
-        """Let `version` answer. Loaded and warm before the old one goes: never a moment without a model."""
+    async def _follow(self, name: str, version: int) -> bool:
+        """Let `version` answer. Loaded and warm before the old one goes: never a moment without a model.
+
+        False where trying again may help.
+        """
         previous = self._active.get(name)
         old = (name, previous) if previous else None
         # At start a registry may hold more campaigns than fit: those are loaded when somebody asks.
         if not old and self._loaded.full:
             self._answer(name, version)
-            return
+            return True
         try:
             async with self._loaded.taking_over((name, version), old):
                 self._answer(name, version)
         except QuerentError as error:
             self._loader.report((name, version), error)
+            return not isinstance(error, Unavailable)
+        return True
 
     def _answer(self, name: str, version: int) -> None:
         self._active[name] = version

@@ -302,6 +302,17 @@ def doctor() -> None:
     raise typer.Exit(0 if sound else 1)
 
 
+@app.command(epilog="Example: `TRAINER_METRICS_PORT=8005 al-trainer metrics`")
+def metrics() -> None:
+    """Serve the gauges of every campaign on TRAINER_METRICS_PORT until SIGTERM, without working on any.
+
+    For autoscaling from zero workers: somebody must say that there is work. Workers serve the same gauges.
+    """
+    from services.trainer.exporting import serve_campaign_metrics
+
+    serve_campaign_metrics(wiring.settings())
+
+
 @app.command()
 def worker() -> None:
     """Work on campaigns until SIGTERM or Ctrl-C; metrics are on TRAINER_METRICS_PORT."""

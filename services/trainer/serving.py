@@ -10,6 +10,7 @@ from services.common.observability import configure_logging
 from services.trainer import worker_wiring
 from services.trainer.broker import BrokerCollector
 from services.trainer.celery_app import app
+from services.trainer.heartbeat import Heartbeat
 from services.trainer.rounds import OnStep, ignore_step
 from services.trainer.settings import Settings
 
@@ -22,6 +23,9 @@ def serve_worker(config: Settings, on_step: OnStep = ignore_step) -> None:
     worker_wiring.install(worker_wiring.build_task_runner(config, on_step))
     if config.metrics_port:
         _serve_metrics(config)
+    if config.heartbeat_file:
+        # Before Celery: a worker that waits for Redis is alive, and a restart would not bring Redis back.
+        Heartbeat(config.heartbeat_file).start()
     threading.current_thread().name = "worker"
     app.worker_main(["worker", "--loglevel", config.log_level, "--without-mingle", "--without-gossip"])
 

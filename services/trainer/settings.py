@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     # 0: no metrics server.
     metrics_port: int = Field(default=8003, ge=0, le=65535)
+    # A file that a working worker touches every few seconds, for probes; none: no heartbeat.
+    heartbeat_file: Path | None = None
     # How long a worker owns a campaign without a sign of life, in seconds.
     lease_seconds: float = Field(default=30.0, gt=0)
     # How often a worker looks for tasks that are due, in seconds.
