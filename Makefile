@@ -2,13 +2,14 @@
 #   PYTHON=...       the Python 3.11 or 3.12 to make .venv with (default: the first one found)
 #   TORCH_INDEX=...  an index to take torch and torchvision from; with one of CPU builds, no CUDA is downloaded
 #   CONFIG=...       the campaign that `make demo` runs
+#   DATA=...         a folder of your own images for `make up`
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-export PYTHON TORCH_INDEX
+export PYTHON TORCH_INDEX DATA CONFIG
 CONFIG ?=
 PYTEST ?=
 BIN := .venv/bin
@@ -34,8 +35,22 @@ demo: $(RUN_VENV) ## Run a whole campaign: Redis, inference, worker, rounds, rep
 serve: $(RUN_VENV) ## Serve the models of the demo until Ctrl-C (gRPC 8001, metrics 8002)
 	@exec $(BIN)/python -m services.demo serve
 
+##@ In containers
+.PHONY: up up-gpu demo-compose down
+up: ## Build and start the whole stack, wait until it is healthy, say what to do next (DATA=/folder of your own images)
+	@scripts/stack.sh up
+
+up-gpu: ## The same with an NVIDIA GPU
+	@scripts/stack.sh up-gpu
+
+demo-compose: ## Run the demo campaign inside the stack
+	@scripts/stack.sh demo
+
+down: ## Stop it within ten seconds; campaigns and models stay in their volumes
+	@scripts/stack.sh down
+
 ##@ Work on it
-.PHONY: test test-faults fuzz check format protos lock
+.PHONY: test test-faults fuzz check format protos lock requirements
 test: $(DEV_VENV) ## All tests, with real processes and the end-to-end run (PYTEST='-k name' to choose)
 	$(BIN)/python -m pytest $(PYTEST)
 
@@ -61,6 +76,9 @@ protos: $(DEV_VENV) ## Generate services/common/pb from protos/
 
 lock: $(DEV_VENV) ## Resolve the dependencies anew into constraints.txt
 	$(BIN)/python scripts/lock.py $(TORCH)
+
+requirements: $(DEV_VENV) ## Write the images' pinned packages from constraints.txt
+	$(BIN)/python scripts/requirements.py
 
 ##@ Measure it
 .PHONY: bench bench-train bench-accuracy bench-heads bench-taps bench-serving bench-pool bench-strategies bench-al

@@ -64,17 +64,16 @@ def files() -> dict[str, str]:
     """File name -> what it should hold."""
     inference = closure(("inference-cpu", "s3"))
     on_gpu = {name: pin for name, pin in inference.items() if name != "onnxruntime"} | ONNXRUNTIME_GPU
-    libraries = {name: pin for name, pin in on_gpu.items() if name.startswith("nvidia-")}
+    libraries = {name: on_gpu.pop(name) for name in list(on_gpu) if name.startswith("nvidia-")}
     trainer = closure(TRAINER_EXTRAS)
-    torch = {name: trainer[name] for name in ("torch", "torchvision")}
+    torch = {name: trainer.pop(name) for name in ("torch", "torchvision")}
     return {
         "inference-cpu.txt": _text("The inference image on CPUs", inference),
-        "inference-gpu.txt": _text("The inference image on GPUs", on_gpu),
+        "inference-gpu.txt": _text("The inference image on GPUs, beside inference-gpu-libraries.txt", on_gpu),
+        "inference-cpu-libraries.txt": _text("CPUs need no libraries of a device", {}),
         "inference-gpu-libraries.txt": _text("CUDA and cuDNN of the inference image: a layer of its own", libraries),
-        "inference-cpu-libraries.txt": _text("No libraries of a device are needed on CPUs", {}),
-        "torch.txt": _text("What TORCH_INDEX may be another index for", torch),
-        "trainer-cpu.txt": _text("The trainer's image on CPUs", trainer),
-        "trainer-gpu.txt": _text("The trainer's image on GPUs: torch's own wheel pins its CUDA libraries", trainer),
+        "trainer.txt": _text("The trainer's image, beside torch.txt: on CPUs and GPUs", trainer),
+        "torch.txt": _text("torch of the trainer's image: a layer of its own, from TORCH_INDEX where it is set", torch),
     }
 
 
