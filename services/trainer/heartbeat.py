@@ -1,7 +1,7 @@
 """A file that a living worker touches, and the check of it.
 
-`python -m services.trainer.heartbeat FILE --max-age SECONDS` is for probes: it starts in some ten milliseconds, since it
-imports nothing of ours, and asks nobody: a broker or database that is away must not get a worker killed.
+`python -m services.trainer.heartbeat FILE --max-age SECONDS` is for probes: it starts in some ten milliseconds,
+since it imports nothing of ours, and asks nobody: a broker or database that is away must not get a worker killed.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The worker process: metrics, Celery, and a clean end."""
 
+import gc
 import threading
 
 import structlog
@@ -27,7 +28,11 @@ def serve_worker(config: Settings, on_step: OnStep = ignore_step) -> None:
         # Before Celery: a worker that waits for Redis is alive, and a restart would not bring Redis back.
         Heartbeat(config.heartbeat_file).start()
     threading.current_thread().name = "worker"
-    app.worker_main(["worker", "--loglevel", config.log_level, "--without-mingle", "--without-gossip"])
+    try:
+        app.worker_main(["worker", "--loglevel", config.log_level, "--without-mingle", "--without-gossip"])
+    finally:
+        # The end of the interpreter walks through all that torch and scikit-learn made: 1.5 s of CPU, 0.2 without.
+        gc.freeze()
 
 
 def _serve_metrics(config: Settings) -> None:

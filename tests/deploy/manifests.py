@@ -123,14 +123,21 @@ def image_environment(service: str) -> dict[str, str]:
 
 
 def compose(name: str = "docker-compose.yml", **variables: str) -> Object:
-    """The file with its variables filled in."""
+    """The file with its variables filled in, in the values that the YAML holds."""
 
     def value(found: re.Match[str]) -> str:
         return variables.get(found[1]) or found[2] or ""
 
-    text = (ROOT / name).read_text()
-    text = re.sub(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}", value, text)
-    loaded: Object = yaml.safe_load(text.replace("$$", "$"))
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(it) for key, it in node.items()}
+        if isinstance(node, list):
+            return [filled(it) for it in node]
+        if isinstance(node, str):
+            return re.sub(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}", value, node).replace("$$", "$")
+        return node
+
+    loaded: Object = filled(yaml.safe_load((ROOT / name).read_text()))
     return loaded
 
 

@@ -125,7 +125,7 @@ async def test_probes_without_tls_have_a_port_that_answers_nothing_else(folders:
         assert "NOT_FOUND" in await asyncio.to_thread(trouble, port, "nothing.of.ours")
         assert "UNAVAILABLE" in await asyncio.to_thread(trouble, served.server.grpc_port, "readiness")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = prediction_pb2_grpc.PredictionServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                stub = prediction_pb2_grpc.PredictionServiceStub(channel)
                 await stub.Predict(prediction_pb2.PredictRequest())
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
