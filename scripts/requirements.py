@@ -30,7 +30,7 @@ IMAGE = {
     "os_name": "posix",
 }
 HEADER = "# {what}. Made from constraints.txt by scripts/requirements.py; do not edit.\n"
-# Not in constraints.txt, which pins what a checkout installs: onnxruntime-gpu and what its extras `cuda` and `cudnn` bring.
+# Not in constraints.txt, which pins what a checkout installs: onnxruntime-gpu with its extras `cuda` and `cudnn`.
 # cuBLAS is in neither extra; it comes as cuDNN's own dependency.
 ONNXRUNTIME_GPU = {
     "onnxruntime-gpu": "1.31.1",

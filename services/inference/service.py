@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from services.common.bucket_registry import open_registry
 from services.common.errors import Conflict
 from services.common.pb import (
     model_registry_pb2,
@@ -23,7 +24,7 @@ from services.common.pb import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
-from services.common.registry import MAX_BATCH_SIZE, Registry
+from services.common.registry import MAX_BATCH_SIZE
 from services.common.tokens import Tokens
 from services.inference.batcher import BatchRule
 from services.inference.binding import bind, taken
@@ -115,7 +116,7 @@ class InferenceServer:
         """`server`: what services are registered with."""
         settings, metrics = self._settings, self.metrics
         decode_pool, run_pool, embed_pool, score_pool = self._pools
-        registry = Registry(settings.registry_dir)
+        registry = open_registry(settings.registry_dir, settings.registry_bucket)
         best_batch = MAX_BATCH_SIZE if self._runtime.on_cuda else _CPU_BATCH
         max_batch = settings.max_batch or best_batch
         loader = Loader(registry, self._runtime, warm_up_sizes(max_batch, best_batch, self._runtime), metrics)

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
 
     grpc_host: str = "127.0.0.1"
     grpc_port: int = Field(default=8001, ge=0, le=65_535)
-    # A port of its own for grpc.health.v1 without TLS, for probes that know none; unset: health is on the gRPC port only.
+    # A port of its own for grpc.health.v1 without TLS, for probes that know none; unset: on the gRPC port only.
     health_port: int | None = Field(default=None, ge=0, le=65_535)
     # TLS: certificate and key as PEM files; with a CA of clients each of them must show a certificate of its own.
     tls_cert_file: Path | None = None
@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     metrics_port: int = Field(default=8002, ge=0, le=65_535)
 
     registry_dir: Path = Path(".querent/registry")
+    # An object store that the registry lies in, such as s3://bucket/prefix: registry_dir is this replica's copy then.
+    registry_bucket: str = ""
     sources_dir: Path = Path(".querent/sources")
     embeddings_dir: Path = Path(".querent/embeddings")
     # This replica's journals; the trainer imports them by an explicit command.

@@ -11,9 +11,9 @@ import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.access import Access
+from services.common.bucket_registry import open_registry
 from services.common.errors import QuerentError
 from services.common.pb import pool_scoring_pb2, pool_scoring_pb2_grpc
-from services.common.registry import Registry
 from services.trainer.channel import open_channel
 from services.trainer.database import open_database
 from services.trainer.settings import Settings
@@ -76,7 +76,7 @@ def _registry(config: Settings) -> Finding:
     problem = _not_writable(config.registry_dir)
     if problem:
         return Finding("registry", False, problem, "set TRAINER_REGISTRY_DIR to a folder that this user can write")
-    registry = Registry(config.registry_dir)
+    registry = open_registry(config.registry_dir, config.registry_bucket)
     names = registry.campaigns()
     for name in names:
         current = registry.current(name)

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from services.common.bucket_registry import open_registry
 from services.common.errors import NotFound, did_you_mean
 from services.common.manifest import Manifest
 from services.common.registry import Registry
@@ -22,7 +23,7 @@ Version = Annotated[int, typer.Argument(help="A published version.")]
 
 
 def _registry(campaign: str) -> Registry:
-    registry = Registry(wiring.settings().registry_dir)
+    registry = open_registry(wiring.settings().registry_dir, wiring.settings().registry_bucket)
     if not registry.versions(campaign):
         raise NotFound(f"no model {campaign!r}; {did_you_mean(campaign, registry.campaigns())}")
     return registry
@@ -80,7 +81,7 @@ def import_command(
 
       al-trainer models import mobilenet mobilenet.onnx
     """
-    registry = Registry(wiring.settings().registry_dir)
+    registry = open_registry(wiring.settings().registry_dir, wiring.settings().registry_bucket)
     version = import_plain(registry, name, graph)
     if promote_it:
         registry.promote(name, version)

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     inference_token: SecretStr = SecretStr("")
     inference_token_file: Path | None = None
     registry_dir: Path = Path(".querent/registry")
+    # An object store that the registry lies in, such as s3://bucket/prefix: registry_dir is this machine's copy then.
+    registry_bucket: str = ""
     sources_dir: Path = Path(".querent/sources")
     embeddings_dir: Path = Path(".querent/embeddings")
     reports_dir: Path = Path(".querent/reports")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from services.common.bucket_registry import open_registry
 from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
@@ -34,4 +35,9 @@ def report_folders(config: Settings) -> Folders:
 def open_stores(config: Settings) -> Stores:
     """Raises BadConfig or Unavailable when the database cannot be opened."""
     engine = open_database(config.database_url)
-    return Stores(CampaignStore(engine), LeaseStore(engine), LabelImports(engine), Registry(config.registry_dir))
+    return Stores(
+        CampaignStore(engine),
+        LeaseStore(engine),
+        LabelImports(engine),
+        open_registry(config.registry_dir, config.registry_bucket),
+    )

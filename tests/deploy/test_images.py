@@ -1,4 +1,4 @@
-"""The Dockerfiles: by the linter, by rules of our own, and by doing what the images do, as far as an engine is not needed."""
+"""The Dockerfiles: by the linter, by rules of our own, and by doing what images do as far as that needs no engine."""
 
 import importlib.util
 import os
