@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from tests.deploy.manifests import (
     FOLDERS,
@@ -140,3 +141,19 @@ def test_gpus_are_asked_for_in_the_second_file_only_and_as_a_whole() -> None:
     for name in gpu["services"]:
         assert gpu["services"][name]["build"]["args"]["RUNTIME"] == "gpu"
         assert gpu["services"][name]["image"].endswith("-gpu")
+
+
+@pytest.mark.skipif(
+    not (ROOT / "deploy" / "grafana").is_dir(), reason="deploy/prometheus and deploy/grafana are not there"
+)
+def test_files_that_are_mounted_exist_and_name_services_by_their_names() -> None:
+    for name, service in STACK["services"].items():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), f"{name}: {source}"
+    scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    targets = {t for job in scraped["scrape_configs"] for group in job["static_configs"] for t in group["targets"]}
+    assert targets >= {"trainer:8003", "inference:8002"}
+    assert {t.split(":")[0] for t in targets} - {"localhost"} <= STACK["services"].keys()
+    provider = yaml.safe_load(next((ROOT / "deploy/grafana/provisioning/dashboards").glob("*.yml")).read_text())
+    assert provider["providers"][0]["options"]["path"] in mounts(STACK["services"]["grafana"])

@@ -37,20 +37,24 @@ VERSIONS = ("1.31", "1.37")
 CUSTOM = ("PodMonitor", "PrometheusRule", "ScaledObject")
 
 
-@pytest.fixture(scope="module", params=["local", "gpu", "gpu with TLS"])
-def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Object, ...]:
-    if request.param != "gpu with TLS":
-        return overlay(request.param)
-    folder = tmp_path_factory.mktemp("overlay")
+def gpu_with(folder: Path, component: str) -> tuple[Object, ...]:
+    """The overlay gpu with one more component, as docs/deployment.md tells people to write it."""
     relative = Path(*[".."] * len(folder.parts[1:]), *K8S.parts[1:])
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [str(relative / "overlays" / "gpu")],
-        "components": [str(relative / "components" / "tls")],
+        "components": [str(relative / "components" / component)],
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return manifests.rendered(folder)
+
+
+@pytest.fixture(scope="module", params=["local", "gpu", "gpu with TLS"])
+def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Object, ...]:
+    if request.param == "gpu with TLS":
+        return gpu_with(tmp_path_factory.mktemp("overlay"), "tls")
+    return overlay(request.param)
 
 
 def secrets_of(kind: str) -> dict[str, set[str]]:
@@ -131,6 +135,25 @@ def test_rules_and_dashboards_become_objects(tmp_path: Path) -> None:
     (dashboards / "fleet.json").write_text('{"title": "' + "x" * 300_000 + '"}')
     with pytest.raises(ValueError, match="split it"):
         module.files(tmp_path)
+
+
+def test_a_registry_in_a_bucket_takes_the_place_of_the_volume(tmp_path: Path) -> None:
+    found = gpu_with(tmp_path, "s3-registry")
+    for it in found:
+        if it["kind"] not in CUSTOM:
+            kubernetes_validate.validate(it, VERSIONS[-1], strict=True)
+    assert "querent-registry" not in {it["metadata"]["name"] for it in of_kind(found, "PersistentVolumeClaim")}
+    services = [(t, containers(t)[0]) for w, t in pod_templates(found) if w["metadata"]["name"] != "querent-redis"]
+    assert len(services) == 3
+    for template, container in services:
+        _assert_restricted(template, "with a bucket")
+        service = str(service_of(container))
+        variable = f"{service.upper()}_REGISTRY_BUCKET"
+        assert variable in manifests.variables(service)
+        assert {it["name"]: it.get("value") for it in container["env"]}[variable].startswith("s3://")
+        assert "emptyDir" in {volume["name"]: volume for volume in template["spec"]["volumes"]}["registry"]
+        assert not {m["mountPath"]: m for m in container["volumeMounts"]}["/var/lib/querent/registry"].get("readOnly")
+        assert template["metadata"]["labels"]["querent.io/https-out"] == "true"
 
 
 # ---- whole --------------------------------------------------------------------------------------------
