@@ -2,7 +2,7 @@
 """Print the Secrets that an overlay needs, with fresh random passwords and tokens. Needs nothing but Python.
 
     scripts/k8s_secrets.py local | kubectl create -f -
-    scripts/k8s_secrets.py gpu --database-url postgresql://querent:...@db:5432/querent | kubectl create -f -
+    scripts/k8s_secrets.py gpu --database-url postgresql+psycopg://querent:...@db:5432/querent | kubectl create -f -
 
 `create`, so that nothing that is there already is changed. Secrets are in no repository; how to rotate them is in
 docs/deployment.md.
@@ -20,10 +20,10 @@ NAMESPACE = "querent"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overlay", choices=("local", "gpu"))
-    parser.add_argument("--database-url", default="", help="gpu: postgresql://user:password@host:5432/database")
+    parser.add_argument("--database-url", default="", help="gpu: postgresql+psycopg://user:password@host:5432/database")
     given = parser.parse_args()
     if given.overlay == "gpu" and not given.database_url.startswith("postgresql"):
-        parser.error("the gpu overlay needs --database-url postgresql://user:password@host:5432/database")
+        parser.error("the gpu overlay needs --database-url postgresql+psycopg://user:password@host:5432/database")
     print(json.dumps(objects(given.overlay, given.database_url), indent=2))
     return 0
 

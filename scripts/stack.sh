@@ -40,8 +40,16 @@ command_line() {
     printf ' run --rm al-trainer %s\n' "$*"
 }
 
+# All that the engine has: it refuses a limit of more.
+limit_cpus() {
+    local cpus
+    cpus=$(docker info --format '{{.NCPU}}')
+    [ -z "$cpus" ] || export INFERENCE_CPUS="${INFERENCE_CPUS:-$cpus}" TRAINER_CPUS="${TRAINER_CPUS:-$cpus}"
+}
+
 up() {
     mount_data
+    limit_cpus
     compose up --build --detach --wait --wait-timeout "${WAIT_SECONDS:-900}"
     cat <<END
 

@@ -64,7 +64,7 @@ def secrets_of(kind: str) -> dict[str, set[str]]:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = module.objects(kind, "postgresql://u:p@db:5432/querent")["items"]
+    made = module.objects(kind, "postgresql+psycopg://u:p@db:5432/querent")["items"]
     for it in made:
         kubernetes_validate.validate(it, VERSIONS[-1], strict=True)
     return {it["metadata"]["name"]: set(it["stringData"]) for it in made} | {

@@ -9,9 +9,14 @@ import pytest
 from tests.deploy.manifests import ROOT
 
 FAKE = """#!/usr/bin/env bash
-echo "$* | ${QUERENT_DATA:-} ${QUERENT_DATA_AT:-} ${QUERENT_DATA_MODE:-}" >>"$DOCKER_LOG"
+mounted="${QUERENT_DATA:-} ${QUERENT_DATA_AT:-} ${QUERENT_DATA_MODE:-}"
+echo "$* | ${INFERENCE_CPUS:+cpus=$INFERENCE_CPUS }$mounted" >>"$DOCKER_LOG"
 [ "$*" = info ] && [ -n "${NO_ENGINE:-}" ] && exit 1
-case "$*" in *" ps "*) printf '%b' "${EXITED:-}" ;; *" run "*) exit "${RUN_FAILS:-0}" ;; esac
+case "$*" in
+    "info --format"*) echo "${NCPU:-}" ;;
+    *" ps "*) printf '%b' "${EXITED:-}" ;;
+    *" run "*) exit "${RUN_FAILS:-0}" ;;
+esac
 exit 0
 """
 
@@ -44,6 +49,13 @@ def test_up_builds_waits_and_says_what_to_type_next(stack: Stack) -> None:
     assert "127.0.0.1:8001" in answer.stdout
     assert "http://127.0.0.1:3000" in answer.stdout
     assert "docker compose run --rm al-trainer run examples/cifar10-demo.yaml --follow" in answer.stdout
+
+
+def test_limits_are_what_the_engine_has_unless_they_are_given(stack: Stack) -> None:
+    stack.run("up", NCPU="16")
+    assert "cpus=16 " in stack.asked("up")[0]
+    stack.run("up", NCPU="16", INFERENCE_CPUS="3")
+    assert "cpus=3 " in stack.asked("up")[1]
 
 
 def test_moved_ports_are_told_as_they_are(stack: Stack) -> None:
