@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from services.common.errors import Conflict
 from services.common.observability import configure_logging
+from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
 from services.trainer.metrics import TrainerMetrics
@@ -25,10 +26,10 @@ def serve_campaign_metrics(config: Settings) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    store = CampaignStore(open_database(config.database_url))
+    store, models = CampaignStore(open_database(config.database_url)), Registry(config.registry_dir)
     registry = CollectorRegistry()
     metrics = TrainerMetrics(registry)
-    metrics.restore(store)
+    metrics.restore(store, models)
     try:
         start_http_server(config.metrics_port, config.metrics_host, registry)
     except OSError as error:
@@ -39,7 +40,7 @@ def serve_campaign_metrics(config: Settings) -> None:
     log.info("metrics_served", address=f"http://{config.metrics_host}:{config.metrics_port}/metrics")
     while not ended.wait(config.due_seconds):
         try:
-            metrics.restore(store)
+            metrics.restore(store, models)
         # A database that is away for a moment: the last values stay until it is back.
         except Exception as error:
             log.warning("campaigns_not_read", error=str(error))
