@@ -9,9 +9,9 @@ import threading
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
+from services.common.bucket_registry import open_registry
 from services.common.errors import Conflict
 from services.common.observability import configure_logging
-from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
 from services.trainer.metrics import TrainerMetrics
@@ -26,7 +26,8 @@ def serve_campaign_metrics(config: Settings) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    store, models = CampaignStore(open_database(config.database_url)), Registry(config.registry_dir)
+    store = CampaignStore(open_database(config.database_url))
+    models = open_registry(config.registry_dir, config.registry_bucket)
     registry = CollectorRegistry()
     metrics = TrainerMetrics(registry)
     metrics.restore(store, models)

@@ -25,6 +25,8 @@ def test_a_campaign_writes_to_its_mounts_alone_and_everything_ends_with_zero(tmp
     placed |= {name: str(temporary) for name in ("HOME", "TMPDIR", "MPLCONFIGDIR")}
     placed |= {name: f"{root}/cache/{name}" for name in ("TORCH_HOME", "HF_HOME")}
     here = Path(__file__).parent / "read_only_root"
+    # torch tells its children where it keeps compiled code; a container begins without that.
+    stack.environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
     stack.environment |= placed | {
         "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]),
         "WRITABLE": os.pathsep.join([str(root), str(temporary)]),
@@ -52,11 +54,8 @@ def test_a_worker_in_the_middle_of_training_ends_in_time_with_zero_and_another_g
     stack = Stack(tmp_path)
     learner = {
         "mode": "finetune",
-        "epochs": 12,
-        "batch_size": 16,
-        "backbone_lr_share": 1.0,
         "folds": 2,
-        "mirror": False,
+        "finetune": {"epochs": 12, "batch_size": 16, "backbone_lr_share": 1.0, "mirror": False},
     }
     campaign = stack.start_digits(name="stopped", learner=learner)
     try:

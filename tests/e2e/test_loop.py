@@ -217,6 +217,7 @@ def test_feedback_on_predictions_is_trained_on_next_round_and_that_much_less_is_
     store, worker = stack.store, stack.start_worker()
     wait_for(lambda: stack.registry.current(campaign.name) == 2, "the first trained version")
     store.set_state(campaign.name, "paused", "to be told", only_from=("running",))
+    assert stack.end(worker) == 0  # a batch that it was choosing would be chosen to its end
 
     samples = SampleStore.open(stack.folder / "sources", stack.folder / "data", campaign.source_id)
     truth = read_truth(stack.folder / "sources", samples.source)
@@ -237,6 +238,7 @@ def test_feedback_on_predictions_is_trained_on_next_round_and_that_much_less_is_
                             capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
     assert result.returncode == 0, result.stderr
     store.set_state(campaign.name, "running", "", only_from=("paused",))
+    worker = stack.start_worker()
     ended = stack.wait_until_at_rest(campaign.name)
     assert stack.end(worker) == 0
     assert ended.state == "finished", ended.reason

@@ -31,7 +31,9 @@ def test_a_head_that_learns_from_the_pool_is_given_the_pool(tmp_path, monkeypatc
         monkeypatch.setenv(variable, str(folder))
     config = make_comparison(heads={"taught": {"head": head, "folds": 3}})
     cell = config.cells()[0]
-    comparison = SimpleNamespace(source_id=source.source_id, embedding_ids={"small": "tiny-embedding"})
+    comparison = SimpleNamespace(
+        name="taught", config=config, source_id=source.source_id, embedding_ids={"small": "tiny-embedding"}
+    )
     study, learner = StoredStudies(Settings(), 1)(comparison, cell, config.campaign(cell))
 
     def fitted(bought):
