@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from services.common.errors import BadConfig
 from services.common.registry import is_campaign_name
@@ -26,16 +26,20 @@ from services.trainer.strategies import strategies, strategy
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
 
 
-def seeds_of(given: Any) -> Any:
-    """A number stands for so many seeds from 0 on."""
+def _counted(given: Any) -> Any:
     return tuple(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
 
 
-def folder_name(name: str) -> str:
-    """Raises ValueError for what cannot be one."""
+def _folder(name: str) -> str:
     if not is_campaign_name(name):
         raise ValueError("use a-z, 0-9 and -, at most 63 characters, starting with a letter or digit")
     return name
+
+
+# A list, or a number: so many from 0 on.
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_counted)]
+# Names a folder of reports.
+FolderName = Annotated[str, AfterValidator(_folder)]
 
 
 class ComparisonConfig(BaseModel):
@@ -43,15 +47,14 @@ class ComparisonConfig(BaseModel):
 
     kind: ClassVar[str] = "compare"
 
-    name: str
+    name: FolderName
     source: SourceConfig
     # "random" is always compared, whether it is listed or not.
     strategies: tuple[str, ...] = Field(min_length=1)
     # Name -> backbone, and name -> learner section of a campaign (any mode).
     backbones: Mapping[Name, BackboneConfig] = Field(min_length=1)
     heads: Mapping[Name, LearnerConfig] = Field(default={"logistic": LearnerConfig()}, min_length=1)
-    # A list, or a number: so many from 0 on.
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    seeds: Seeds = Field(min_length=1)
     # Drawn once for each seed: every strategy begins with the same labels.
     initial: InitialConfig
     # Labels of each further round, and of the whole run, the initial ones included.
@@ -59,16 +62,6 @@ class ComparisonConfig(BaseModel):
     budget: int = Field(ge=2)
     # Share of every batch drawn at random, as in a campaign: calibration looks at those rows alone.
     random_share: float = Field(default=0.1, ge=0, le=1)
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_of_seeds(cls, given: Any) -> Any:
-        return seeds_of(given)
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, name: str) -> str:
-        return folder_name(name)
 
     @field_validator("strategies")
     @classmethod

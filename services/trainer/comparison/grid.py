@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.common.errors import BadConfig
 from services.trainer.comparison.axes import Setting, settings
 from services.trainer.comparison.cells import BASELINE, TRIAL, Cell
-from services.trainer.comparison.config import folder_name, seeds_of
+from services.trainer.comparison.config import FolderName, Seeds
 from services.trainer.config import (
     BackboneConfig,
     CampaignConfig,
@@ -41,27 +41,16 @@ class GridConfig(BaseModel):
 
     kind: ClassVar[str] = "grid"
 
-    name: str
+    name: FolderName
     source: SourceConfig
     # Drawn at random from the pool, anew for each seed and the same for every trial: all that a trial may look at.
     labels: int = Field(ge=4)
-    # A list, or a number: so many from 0 on.
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    seeds: Seeds = Field(min_length=1)
     # What every trial is compared with; it is a trial of its own.
     setting: SettingConfig
     # Name of an axis -> values to try; every combination is a trial.
     axes: Mapping[str, tuple[Any, ...]] = Field(min_length=1)
     max_trials: int = Field(default=MAX_TRIALS, ge=1)
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_of_seeds(cls, given: Any) -> Any:
-        return seeds_of(given)
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, name: str) -> str:
-        return folder_name(name)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GridConfig":

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.common.errors import BadConfig
-from services.trainer.comparison.config import ComparisonConfig, check_strategies, folder_name, seeds_of
+from services.trainer.comparison.config import ComparisonConfig, FolderName, Seeds, check_strategies
 from services.trainer.comparison.grid import MAX_TRIALS, GridConfig, SettingConfig
 from services.trainer.config import (
     BackboneConfig,
@@ -20,7 +20,6 @@ from services.trainer.config import (
 
 # Part of the names of folders and of comparisons.
 ArmName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,19}$")]
-Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class ArmConfig(BaseModel):
@@ -36,11 +35,6 @@ class ArmConfig(BaseModel):
     batch: int | None = None
     budget: int | None = None
 
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_of_seeds(cls, given: Any) -> Any:
-        return seeds_of(given)
-
 
 class StudyGrid(BaseModel):
     """A grid search around an arm's setting."""
@@ -53,16 +47,11 @@ class StudyGrid(BaseModel):
     axes: Mapping[str, tuple[Any, ...]]
     max_trials: int = MAX_TRIALS
 
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_of_seeds(cls, given: Any) -> Any:
-        return seeds_of(given)
-
 
 class StudyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(max_length=40)
+    name: FolderName = Field(max_length=40)
     source: SourceConfig
     strategies: tuple[str, ...] = Field(min_length=1)
     seeds: Seeds = Field(min_length=1)
@@ -72,16 +61,6 @@ class StudyConfig(BaseModel):
     random_share: float = 0.1
     arms: Mapping[ArmName, ArmConfig] = Field(min_length=1)
     grid: StudyGrid | None = None
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count_of_seeds(cls, given: Any) -> Any:
-        return seeds_of(given)
-
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, name: str) -> str:
-        return folder_name(name)
 
     @model_validator(mode="after")
     def _parts_can_be_run(self) -> "StudyConfig":
