@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from html import escape
-from string import Template
 
 import numpy as np
 import yaml
@@ -10,27 +9,18 @@ import yaml
 from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.page import interval, signed
 from services.trainer.comparison.ranking import Ranking, Trial
-from services.trainer.report.parts import STYLE, picture, table
+from services.trainer.report.parts import STYLE, page_template, picture, table
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: grid search</title>
-<style>$style</style>
-</head>
-<body><main>
+PAGE = page_template(
+    "$name: grid search",
+    """\
 <h1>$name</h1>
 <p class="muted">$subtitle</p>
 $section
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
-</main></body>
-</html>
-""")
+""",
+)
 
 METHOD = """\
 <p class="muted">Judged by {folds}-fold cross-validation inside {labels:,} labelled samples that are drawn at random

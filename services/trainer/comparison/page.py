@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from string import Template
 
 import numpy as np
 import yaml
@@ -10,19 +9,11 @@ import yaml
 from services.trainer.comparison.config import ComparisonConfig
 from services.trainer.comparison.statistics import Paired
 from services.trainer.comparison.summary import Found, Summary
-from services.trainer.report.parts import STYLE, picture, table
+from services.trainer.report.parts import STYLE, page_template, picture, table
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: comparison</title>
-<style>$style</style>
-</head>
-<body><main>
+PAGE = page_template(
+    "$name: comparison",
+    """\
 <h1>$name</h1>
 <p class="muted">$subtitle</p>
 $groups
@@ -42,9 +33,8 @@ budgets after the first, which all share. Descriptive only, and not corrected ei
 first and the slowest one; memory is the largest resident size during a query above the one before it.</p>
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
-</main></body>
-</html>
-""")
+""",
+)
 
 _PICTURES = (
     ("learning_curves", "Accuracy by labels with 95% bands", ""),

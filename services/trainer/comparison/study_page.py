@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from string import Template
 
 import numpy as np
 import yaml
@@ -14,23 +13,17 @@ from services.trainer.comparison.page import found_table, interval, signed
 from services.trainer.comparison.ranking import Ranking
 from services.trainer.comparison.study import StudyConfig
 from services.trainer.comparison.summary import Found, Summary
-from services.trainer.report.parts import STYLE, picture, table
+from services.trainer.report.parts import STYLE, page_template, picture, table
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: study</title>
-<style>$style
+_STYLE = """
 .missing { border-left: .3rem solid #d55e00; padding: .9rem 1.1rem; margin: 1rem 0; }
 .missing pre { padding: .5rem 0 0; white-space: pre-wrap; }
 h2.arm { font-size: 1.35rem; margin-top: 3.2rem; }
-</style>
-</head>
-<body><main>
+"""
+
+PAGE = page_template(
+    "$name: study",
+    """\
 <h1>$name</h1>
 <p class="muted">$subtitle</p>
 $missing
@@ -50,9 +43,9 @@ curve, an average accuracy over the budget. Confusion matrices are of the test s
 seeds.</p>
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
-</main></body>
-</html>
-""")
+""",
+    _STYLE,
+)
 
 
 @dataclass(frozen=True)

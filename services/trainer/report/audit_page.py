@@ -5,42 +5,34 @@ import csv
 import io
 from collections.abc import Sequence
 from html import escape
-from string import Template
 
 import numpy as np
 from PIL import Image
 
 from services.trainer.audit import Suspect
-from services.trainer.report.parts import STYLE
+from services.trainer.report.parts import STYLE, page_template
 
 # Pixels a side: twice what a card shows, for fine screens.
 _LARGEST = 352
 
-_PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: labels worth a second look</title>
-<style>
-$style
+_STYLE = """
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .9rem;
   margin-top: 1.4rem; }
 .gallery .card { padding: .7rem; overflow-wrap: anywhere; }
 .gallery img { display: block; width: 100%; border-radius: .35rem; margin-bottom: .5rem; }
 .gallery img.small { image-rendering: pixelated; }
 .gallery code { font-size: .72rem; color: var(--muted); }
-</style>
-</head>
-<body><main>
+"""
+
+_PAGE = page_template(
+    "$name: labels worth a second look",
+    """\
 <h1>$name: labels worth a second look</h1>
 <p class="muted">$subtitle</p>
 <div class="gallery">$cards</div>
-</main></body>
-</html>
-""")
+""",
+    _STYLE,
+)
 
 
 def audit_page(

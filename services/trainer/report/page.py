@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from html import escape
-from string import Template
 from typing import Any
 
 import yaml
@@ -17,17 +16,9 @@ from services.trainer.report.sections.outlook import outlook_section
 from services.trainer.report.sections.rounds import rounds_table, seconds_table, selection_table
 from services.trainer.report.sections.variants import variants_section
 
-PAGE = Template("""\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: campaign report</title>
-<style>$style</style>
-</head>
-<body><main>
+PAGE = parts.page_template(
+    "$name: campaign report",
+    """\
 <h1>$name</h1>
 <p class="muted">$subtitle</p>
 <div class="tiles">$tiles</div>
@@ -35,9 +26,8 @@ $measured
 $variants
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
-</main></body>
-</html>
-""")
+""",
+)
 
 _STYLE = """
 .sticky td:first-child, .sticky th:first-child { position: sticky; left: 0; background: var(--card); }

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from string import Template
 
 STYLE = """
 :root { --ink: #1f2933; --muted: #5b6875; --paper: #f7f9fb; --card: #ffffff; --line: #e3e8ee; --accent: #2563eb;
@@ -34,6 +35,21 @@ img { max-width: 100%; height: auto; } img.square { max-width: min(100%, 40rem);
 .bar { display: inline-block; height: .6rem; border-radius: .2rem; background: var(--accent); vertical-align: middle; }
 pre { margin: 0; padding: 1rem; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 """
+
+
+def page_template(title: str, body: str, style: str = "") -> Template:
+    """A whole page with `$style` and the placeholders of title and body; `style`: what this page adds to STYLE."""
+    return Template(
+        """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+"""
+        f"<title>{title}</title>\n<style>$style{style}</style>\n</head>\n<body><main>\n{body}</main></body>\n</html>\n"
+    )
 
 
 def table(head: Sequence[str], body: Sequence[tuple[str, list[str]]], text_columns: set[int]) -> str:
