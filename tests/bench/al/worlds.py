@@ -36,6 +36,8 @@ class World:
     campaign: Path
     # As in a campaign: how many last stages give the embedding; None: what the campaign says.
     taps: int | None = None
+    # px that the graph scales images up to; None: what the campaign says.
+    input_size: int | None = None
     # False for features that only the label-saving pipeline uses.
     compared: bool = True
 
@@ -43,9 +45,9 @@ class World:
         config = load_config(self.campaign)
         assert config.source.test is not None
         source = config.source.model_copy(update={"test": config.source.test.model_copy(update={"limit": TESTS})})
-        backbone = config.backbone
-        if self.taps is not None:
-            backbone = BackboneConfig.model_validate({**backbone.model_dump(), "taps": self.taps})
+        own = {"taps": self.taps, "input_size": self.input_size}
+        given = {name: value for name, value in own.items() if value is not None}
+        backbone = BackboneConfig.model_validate({**config.backbone.model_dump(), **given})
         return config.model_copy(update={"source": source, "backbone": backbone})
 
 
@@ -53,7 +55,8 @@ VGG16 = World("vgg16", Path("examples/cifar10-vgg16.yaml"))
 LITE0 = World("efficientnet-lite0", Path("examples/cifar10-demo.yaml"))
 # What only the label-saving pipelines look at: the last two stages of the same weights, pooled.
 VGG16_TAPS = World("vgg16-two-stages", VGG16.campaign, taps=2, compared=False)
-WORLDS = {world.name: world for world in (VGG16, LITE0, VGG16_TAPS)}
+VGG16_LARGE = World("vgg16-three-stages-96px", VGG16.campaign, taps=3, input_size=96, compared=False)
+WORLDS = {world.name: world for world in (VGG16, LITE0, VGG16_TAPS, VGG16_LARGE)}
 
 
 @dataclass(frozen=True)
