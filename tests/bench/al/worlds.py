@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from services.common.embeddings import EmbeddingStore
 from services.common.samples import SampleStore, Source
 from services.trainer.comparison.cells import Cell
 from services.trainer.comparison.curve import Study
 from services.trainer.comparison.running import read_study
+from services.trainer.comparison.scoring import Embedded
 from services.trainer.config import (
     BackboneConfig,
     CampaignConfig,
@@ -105,11 +107,13 @@ def embed_world(world: World, settings: Settings) -> None:
 @cache
 def study_of(world: World, settings: Settings) -> Study:
     """The stored embeddings in memory. Raises NotFound when `embed_world` was not called."""
-    _, samples = _source(world, settings)
+    source, samples = _source(world, settings)
     config = world.config()
     bare = _learner(config, lambda _: None, samples, settings, ())
     card = bare.initial_model(len(samples.source.classes), SilentWatch())
-    return read_study(samples, settings.sources_dir, settings.embeddings_dir, card.embedding_id)
+    store = EmbeddingStore(settings.embeddings_dir, card.embedding_id, source.source_id)
+    rows = Embedded.stored(store, (*samples.ids("pool"), *samples.ids("test")))
+    return read_study(samples, settings.sources_dir, rows, card.embedding_id)
 
 
 def learner_of(part: Part, cell: Cell, study: Study, settings: Settings) -> Learner:
