@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.trainer.config import HeadName, LearnerConfig
-from tests.bench.al.worlds import VGG16, VGG16_TAPS, Part
+from tests.bench.al.worlds import VGG16, VGG16_LARGE, Part
 
 SEEDS = tuple(range(100, 115))
 # Named before the reported seeds were run.
@@ -33,21 +33,22 @@ class Pipeline:
     part: Part
 
 
-def _two_stages(head: HeadName) -> Pipeline:
-    """Twice the features, `auto` from the first label on, and C chosen inside the labelled set."""
+def _large(strategy: str, head: HeadName) -> Pipeline:
+    """Three stages at 96 px, the strategy from the first label on, and C chosen inside the labelled set."""
     part = Part(
-        VGG16_TAPS.name,
-        ("auto",),
+        VGG16_LARGE.name,
+        (strategy,),
         SEEDS,
         head=head,
         learner=LearnerConfig(head=head),
-        initial="auto",
+        initial=strategy,
         budget=500,
     )
-    return Pipeline(VGG16.name, f"auto with the last two stages and {head.replace('_', ' ')}", part)
+    return Pipeline(VGG16.name, f"{strategy}, three stages at 96 px, {head.replace('_', ' ')}", part)
 
 
-PIPELINES = (_two_stages("logistic"), _two_stages("label_propagation"), _two_stages("self_training"))
+# The last one is the contender; the others show what features, strategy and head give of it.
+PIPELINES = (_large("random", "logistic"), _large("auto", "logistic"), _large("auto", "self_training"))
 
 
 def accuracy_part(world: str, strategies: Sequence[str], seeds: Sequence[int]) -> Part:
