@@ -38,13 +38,16 @@ def pick_k_center(pool: ScoredPool, budget: int, rng: np.random.Generator) -> li
         chosen = [int(rng.choice(np.flatnonzero(is_open)))]
         distances.add(points[chosen])
     is_open[chosen] = False
+    measured = len(chosen)
     while len(chosen) < budget and is_open.any():
-        new = _next_picks(points, np.where(is_open, distances.nearest, -1.0), budget - len(chosen), pool)
-        distances.add(points[new])
+        distances.add(points[chosen[measured:]])
+        measured = len(chosen)
+        new = _next_picks(points, np.where(is_open, distances.nearest, -1.0), budget - measured, pool)
         is_open[new] = False
         chosen += new
     picked = [ids[i] for i in chosen]
-    pool.kept.put(key, (frozenset((*pool.labelled, *picked)), distances.nearest))
+    # The last picks are measured from when they are bought.
+    pool.kept.put(key, (frozenset((*pool.labelled, *picked[:measured])), distances.nearest))
     return filled_up(picked, pool, budget, rng)
 
 

@@ -64,7 +64,7 @@ def test_distances_kept_across_rounds_give_the_same_picks_and_save_the_labelled_
     with_kept, asked_with = rounds(rows, 4, kept_between=True)
     without, asked_without = rounds(rows, 4, kept_between=False)
     assert with_kept == without
-    assert asked_with == []
+    assert set(asked_with) <= set(with_kept[-14:-7])  # the last batch bought: measured from now
     assert len(asked_without) == 21
 
 
