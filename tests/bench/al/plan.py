@@ -34,7 +34,7 @@ class Pipeline:
 
 
 def _large(strategy: str, head: HeadName) -> Pipeline:
-    """Three stages at 96 px, the strategy from the first label on, and C chosen inside the labelled set."""
+    """Three stages at 96 px, the strategy from the first label on, batches of 50, C chosen inside the labelled set."""
     part = Part(
         VGG16_LARGE.name,
         (strategy,),
@@ -42,7 +42,8 @@ def _large(strategy: str, head: HeadName) -> Pipeline:
         head=head,
         learner=LearnerConfig(head=head),
         initial=strategy,
-        budget=500,
+        budget=350,
+        batch=50,
     )
     return Pipeline(VGG16.name, f"{strategy}, three stages at 96 px, {head.replace('_', ' ')}", part)
 

@@ -74,6 +74,7 @@ class Part:
     # Of each batch after the first.
     random_share: float = 0.0
     budget: int = BUDGET
+    batch: int = BATCH
 
     def cells(self) -> list[Cell]:
         """Seed by seed: what is there early is paired already."""
@@ -89,7 +90,7 @@ class Part:
                     "learner": self.learner,
                     "strategy": cell.strategy,
                     "initial": InitialConfig(strategy=self.initial, labels=INITIAL),
-                    "rounds": RoundsConfig(count=(self.budget - INITIAL) // BATCH, batch=BATCH),
+                    "rounds": RoundsConfig(count=(self.budget - INITIAL) // self.batch, batch=self.batch),
                     "random_share": self.random_share,
                 }
             )
