@@ -76,7 +76,7 @@ def _default(key: str) -> Any:
 
 
 # What `taps: default` means: the best of those measured in docs/backbones.md; "last" for every other backbone.
-DEFAULT_TAPS: dict[str, int] = {"vgg16": 2, "torchvision/vgg16": 2}
+DEFAULT_TAPS: dict[str, int] = {"vgg16": 3, "torchvision/vgg16": 3}
 
 
 class BackboneConfig(_Section):

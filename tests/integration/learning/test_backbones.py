@@ -161,7 +161,7 @@ def test_the_default_is_the_last_stage_where_nobody_has_measured_another():
 
 def test_vgg16_is_read_at_its_last_two_poolings_by_default():
     backbone = make(name="vgg16", taps="default")
-    assert (backbone.info.taps, backbone.embedding_size) == ("4,5", 1024)
+    assert (backbone.info.taps, backbone.embedding_size) == ("3,4,5", 1280)
 
 
 def test_a_tapped_embedding_is_averaged_with_its_mirror_images():

@@ -296,7 +296,7 @@ def test_vgg16_end_to_end_on_the_real_weights(weights_dir, tmp_path, watch):
         config, Squares(), tmp_path / "cache", weights_dir, lambda ids: np.stack([stored[i] for i in ids])
     )
     initial = learner.initial_model(2, watch)
-    assert (initial.embedding_size, initial.backbone.taps) == (1024, "4,5")
+    assert (initial.embedding_size, initial.backbone.taps) == (1280, "3,4,5")
     session = ort.InferenceSession(initial.embedding_graph)
     for first in range(0, 300, 50):
         rows = session.run(None, {"image": images[first : first + 50]})[0]

@@ -56,7 +56,7 @@ def test_other_taps_are_refused_in_one_line(taps):
 
 
 def test_default_taps_are_those_of_the_named_backbone():
-    assert make_config(backbone={"name": "vgg16"}).backbone.resolved_taps == 2
+    assert make_config(backbone={"name": "vgg16"}).backbone.resolved_taps == 3
     assert make_config(backbone={"name": "vgg16", "taps": "last"}).backbone.resolved_taps == "last"
     assert make_config(backbone={"name": "resnet18.tv_in1k"}).backbone.resolved_taps == "last"
 
