@@ -20,7 +20,7 @@ _AT_A_GLANCE = Row(
     [
         stat(
             "Workers",
-            "Workers that Prometheus reaches. None while a campaign is running: alert WorkerGone.",
+            "Workers that Prometheus reaches. None while there is work: alert WorkerGone.",
             Query('sum(up{job=~".*trainer"})'),
             "none",
             "No worker is known",
@@ -53,8 +53,8 @@ _AT_A_GLANCE = Row(
         ),
         stat(
             "Tasks that wait",
-            "In Redis, taken by no worker yet.",
-            Query("max(al_broker_messages)"),
+            "Of campaigns and comparisons, by the database: what a worker could begin.",
+            Query('max(al_tasks{state="queued"})'),
             "none",
             _NO_WORKER,
             thresholds={None: BLUE, 10: YELLOW},
@@ -62,7 +62,7 @@ _AT_A_GLANCE = Row(
         stat(
             "Campaigns that run",
             "Of these some may wait: see the Campaign dashboard.",
-            Query('max(al_tasks{state="running"})'),
+            Query('sum(max by (campaign) (al_campaign_state{state="running"}))'),
             "none",
             _NO_WORKER,
             thresholds={None: BLUE},
@@ -86,11 +86,12 @@ _WORKERS = Row(
             decimals=0,
         ),
         lines(
-            "Tasks that wait, and campaigns",
-            "Tasks in Redis that nobody has taken; campaigns that run, and those of them that wait for a service.",
+            "Tasks",
+            "Of campaigns and comparisons, by the database: queued and running. Beside them what lies in Redis: tasks that "
+            "are queued and not there are put back within a minute.",
             [
-                Query("max(al_broker_messages)", "tasks that wait"),
-                Query("max by (state) (al_tasks)", "campaigns {{state}}"),
+                Query("max by (state) (al_tasks)", "{{state}}"),
+                Query("max(al_broker_messages)", "in Redis"),
             ],
             "none",
             _NO_WORKER,

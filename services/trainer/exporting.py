@@ -1,4 +1,4 @@
-"""`al-trainer metrics`: the gauges of every campaign from the database, for when no worker runs.
+"""`al-trainer metrics`: the gauges of every campaign from the database, and Redis's, for when no worker runs.
 
 Autoscaling from zero workers needs somebody who says that there is work; this process needs neither a GPU nor torch.
 """
@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry, start_http_server
 from services.common.bucket_registry import open_registry
 from services.common.errors import Conflict
 from services.common.observability import configure_logging
+from services.trainer.broker import BrokerCollector
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
+from services.trainer.leases import LeaseStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.settings import Settings
 
@@ -26,11 +28,13 @@ def serve_campaign_metrics(config: Settings) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    store = CampaignStore(open_database(config.database_url))
+    engine = open_database(config.database_url)
+    store, leases = CampaignStore(engine), LeaseStore(engine)
     models = open_registry(config.registry_dir, config.registry_bucket)
     registry = CollectorRegistry()
+    registry.register(BrokerCollector(config.redis_url, config.queue))
     metrics = TrainerMetrics(registry)
-    metrics.restore(store, models)
+    metrics.restore(store, models, leases.workload())
     try:
         start_http_server(config.metrics_port, config.metrics_host, registry)
     except OSError as error:
@@ -41,7 +45,7 @@ def serve_campaign_metrics(config: Settings) -> None:
     log.info("metrics_served", address=f"http://{config.metrics_host}:{config.metrics_port}/metrics")
     while not ended.wait(config.due_seconds):
         try:
-            metrics.restore(store, models)
+            metrics.restore(store, models, leases.workload())
         # A database that is away for a moment: the last values stay until it is back.
         except Exception as error:
             log.warning("campaigns_not_read", error=str(error))

@@ -1,16 +1,49 @@
 """Who works on what: leases with fencing tokens, and the rounds that are due."""
 
 import time
+from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy.orm import Mapped, Session
 
 from services.trainer.campaign import CampaignState, Lease, Round
-from services.trainer.tables import CampaignRow, LeaseRow, RoundRow
+from services.trainer.tables import CampaignRow, CellRow, ComparisonRow, LeaseRow, RoundRow
 from services.trainer.transactions import Transactions, round_of
 
 
+@dataclass(frozen=True)
+class Workload:
+    """Tasks of running campaigns and comparisons."""
+
+    # What a worker could begin now, or try again.
+    queued: int
+    # What a worker works on.
+    running: int
+
+
 class LeaseStore(Transactions):
+    # ---- how much there is to do ---------------------------------------------------------------------
+
+    def workload(self) -> Workload:
+        """By the database and not by the broker, which may have lost everything; a campaign has one task at a time."""
+        now = time.time()
+        campaigns = (
+            select(_taken(LeaseRow.owner, LeaseRow.expires_at, now), func.count())
+            .join(CampaignRow, CampaignRow.name == LeaseRow.campaign)
+            .where(CampaignRow.state == "running")
+        )
+        cells = (
+            select(_taken(CellRow.owner, CellRow.expires_at, now), func.count())
+            .join(ComparisonRow, ComparisonRow.name == CellRow.comparison)
+            .where(ComparisonRow.state == "running", CellRow.state == "due")
+        )
+        counts = {True: 0, False: 0}
+        with self.reading() as session:
+            for query in (campaigns, cells):
+                for taken, count in session.execute(query.group_by("taken")):
+                    counts[bool(taken)] += count
+        return Workload(queued=counts[False], running=counts[True])
+
     # ---- what is due ---------------------------------------------------------------------------------
 
     def due_rounds(self, again_after_s: float) -> list[Round]:
@@ -84,3 +117,7 @@ class LeaseStore(Transactions):
 
     def _stamp(self, session: Session, name: str, when: float) -> None:
         session.execute(update(RoundRow).where(RoundRow.campaign == name).values(enqueued_at=when))
+
+
+def _taken(owner: Mapped[str], expires_at: Mapped[float], now: float) -> ColumnElement[bool]:
+    return and_(owner != "", expires_at > now).label("taken")

@@ -10,6 +10,7 @@ from services.common.errors import QuerentError
 from services.common.registry import Registry
 from services.trainer.campaign import Campaign, Round
 from services.trainer.campaign_store import CampaignStore
+from services.trainer.leases import Workload
 
 _STATES = ("running", "paused", "finished", "cancelled", "failed")
 log = structlog.get_logger()
@@ -62,7 +63,11 @@ class TrainerMetrics:
             "Accuracy, 0 to 1, that the next batch is expected to bring, by the learning curve of the random slice",
             "campaign",
         )
-        self._tasks = gauge("al_tasks", "Campaigns with a task that is due or running", "state")
+        self._tasks = gauge(
+            "al_tasks",
+            "Tasks of campaigns and comparisons, by the database: queued (a worker could begin them) and running",
+            "state",
+        )
         self._busy = Gauge("al_worker_busy", "1 while this worker is at work on a task", registry=registry)
         self._phase_seconds = Histogram(
             "al_round_phase_seconds",
@@ -92,7 +97,7 @@ class TrainerMetrics:
         for phase, seconds in done.seconds.items():
             self._phase_seconds.labels(done.campaign, phase).observe(seconds)
 
-    def restore(self, store: CampaignStore, registry: Registry) -> None:
+    def restore(self, store: CampaignStore, registry: Registry, workload: Workload) -> None:
         """Set every gauge from the database and the registry, so that dashboards by round survive a restart.
 
         Called again and again: finished rounds never change and are read once.
@@ -108,8 +113,8 @@ class TrainerMetrics:
         for name in self._known - {c.name for c in campaigns}:
             self._forget(name)
         self._known = {c.name for c in campaigns}
-        self._tasks.labels("running").set(sum(c.state == "running" for c in campaigns))
-        self._tasks.labels("waiting").set(sum(c.state == "running" and bool(c.reason) for c in campaigns))
+        self._tasks.labels("queued").set(workload.queued)
+        self._tasks.labels("running").set(workload.running)
 
     def _forget(self, campaign: str) -> None:
         """Drop every series of a deleted campaign."""

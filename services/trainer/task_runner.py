@@ -101,7 +101,7 @@ class TaskRunner:
 
     def refresh_metrics(self) -> None:
         """Gauges follow the database and the registry, whoever changed them."""
-        self.metrics.restore(self.store, self._registry)
+        self.metrics.restore(self.store, self._registry, self.leases.workload())
 
     def _follow_up(self, task: str, name: str, round_no: int, enqueue: Enqueue) -> None:
         enqueue(task, name, round_no)

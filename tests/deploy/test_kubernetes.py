@@ -9,10 +9,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
-from services.inference.metrics import Metrics
-from services.trainer.metrics import TrainerMetrics
 from tests.deploy import manifests
 from tests.deploy.manifests import (
     CRDS,
@@ -304,36 +301,6 @@ def test_pods_get_the_time_that_their_settings_need_to_end(objects: tuple[Object
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(given["INFERENCE_LAME_DUCK_SECONDS"]) + float(given["INFERENCE_GRACE_SECONDS"])
     assert template["spec"]["terminationGracePeriodSeconds"] > pause + drain
-
-
-def test_scalers_ask_for_metrics_that_the_services_export() -> None:
-    registry = CollectorRegistry()
-    TrainerMetrics(registry)
-    exported = {s for collector in (registry, Metrics().registry) for m in collector.collect() for s in _series(m)}
-    queries = [
-        trigger["metadata"]["query"]
-        for it in of_kind(overlay("gpu"), "ScaledObject")
-        for trigger in it["spec"]["triggers"]
-    ]
-    asked = {name for query in queries for name in re.findall(r"\b(?:inference|al)_\w+", query)}
-    assert asked
-    assert asked <= exported
-
-
-def _series(metric: Any) -> set[str]:
-    histogram = {f"{metric.name}_sum", f"{metric.name}_count", f"{metric.name}_bucket"}
-    return {"histogram": histogram, "counter": {f"{metric.name}_total"}}.get(metric.type, {metric.name})
-
-
-def test_a_running_round_is_never_scaled_away() -> None:
-    (trainer,) = [it for it in of_kind(overlay("gpu"), "ScaledObject") if it["metadata"]["name"] == "querent-trainer"]
-    behaviour = trainer["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    assert behaviour["scaleDown"] == {"selectPolicy": "Disabled"}
-    assert trainer["spec"]["minReplicaCount"] == 0
-    assert trainer["spec"]["cooldownPeriod"] >= 300
-    scaled = {it["spec"]["scaleTargetRef"]["name"] for it in of_kind(overlay("gpu"), "ScaledObject")}
-    for it in of_kind(overlay("gpu"), "Deployment"):
-        assert ("replicas" in it["spec"]) is (it["metadata"]["name"] not in scaled)
 
 
 # ---- GPUs, images, security ---------------------------------------------------------------------------

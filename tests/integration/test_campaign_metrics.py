@@ -33,7 +33,9 @@ def test_a_campaign_that_waits_for_its_first_worker_is_told_without_torch(tmp_pa
 
     try:
         text = str(wait_for(told, "the metrics"))
-        assert 'al_tasks{state="running"} 1.0' in text
+        assert 'al_tasks{state="queued"} 1.0' in text
+        assert 'al_tasks{state="running"} 0.0' in text
+        assert "al_broker_up 0.0" in text  # nobody has started a Redis here, and somebody must say so
         assert f'al_campaign_state{{campaign="{campaign.name}",state="running"}} 1.0' in text
         assert stack.end(process, signal.SIGTERM) == 0
     finally:

@@ -210,6 +210,6 @@ def test_outages_are_seen(settled, stack, services):
     stack.end(redis)
     wait_for(lambda: "RedisDown" in settled.alerts(), "the alert RedisDown")
     stack.store.set_state(NAME, "running", "")
-    wait_for(lambda: settled.query('al_campaign_state{state="running"} == 1'), "the worker to tell that there is work")
+    wait_for(lambda: settled.query("max(al_tasks) == 1"), "the worker to tell that there is work")
     stack.end(worker)
     wait_for(lambda: "WorkerGone" in settled.alerts(), "the alert WorkerGone")

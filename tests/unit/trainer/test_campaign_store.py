@@ -7,9 +7,13 @@ from sqlalchemy import create_engine, inspect, text
 from services.common.errors import BadRequest, Conflict, LeaseLost, NotFound
 from services.trainer.campaign import Pick, Round
 from services.trainer.campaign_store import CampaignStore
+from services.trainer.comparison.cells import CellResult
+from services.trainer.comparison.store import ComparisonStore
 from services.trainer.database import open_database
+from services.trainer.leases import Workload
 from services.trainer.oracle import Answer
 from services.trainer.tables import Base
+from tests.unit.comparison.conftest import make_comparison
 from tests.unit.trainer.conftest import make_config
 
 
@@ -79,6 +83,37 @@ def test_nobody_gets_the_lease_of_a_campaign_at_rest(store, leases, campaign, st
     store.set_state(campaign.name, state, "")
     assert leases.take_lease(campaign.name, "me", 30) is None
     assert leases.due_rounds(0) == []
+
+
+def test_the_workload_is_what_a_worker_could_begin_and_what_one_works_on(engine, store, leases, campaign):
+    assert leases.workload() == Workload(queued=1, running=0)
+    leases.due_rounds(0)  # its message is on the way
+    assert leases.workload() == Workload(queued=1, running=0)
+    lease = leases.take_lease(campaign.name, "me", 30)
+    assert leases.workload() == Workload(queued=0, running=1)
+    store.set_reason(lease, "waiting: inference is away")
+    leases.give_back(lease)  # only a worker can try again
+    assert leases.workload() == Workload(queued=1, running=0)
+    store.set_state(campaign.name, "paused", "")
+    assert leases.workload() == Workload(queued=0, running=0)
+
+
+def test_a_killed_workers_task_is_queued_again(leases, campaign):
+    leases.take_lease(campaign.name, "killed", 0.0)
+    assert leases.workload() == Workload(queued=1, running=0)
+
+
+def test_cells_of_running_comparisons_belong_to_the_workload(engine, leases):
+    comparisons = ComparisonStore(engine)
+    comparison = comparisons.begin(make_comparison(), "source", {"small": "embedding"})
+    cells = len(comparison.config.cells())
+    key = comparisons.next_due(comparison.name)
+    cell = comparisons.claim(comparison.name, key, "me", 30)
+    assert leases.workload() == Workload(queued=cells - 1, running=1)
+    comparisons.save(comparison.name, "me", CellResult(cell, ()))
+    assert leases.workload() == Workload(queued=cells - 1, running=0)
+    comparisons.stop(comparison.name)
+    assert leases.workload() == Workload(queued=0, running=0)
 
 
 def test_labels_are_written_together_or_not_at_all(store, lease, campaign):

@@ -214,11 +214,11 @@ def test_an_import_between_the_decision_and_the_end_is_trained_on(
 # ---- what people see ------------------------------------------------------------------------------------
 
 
-def test_the_expected_gain_is_a_metric_that_survives_a_restart(store, registry, make_tasks, make_campaign):
+def test_the_expected_gain_is_a_metric_that_survives_a_restart(store, leases, registry, make_tasks, make_campaign):
     campaign = make_campaign()
     drain(make_tasks(), ("train_round", campaign.name, 0))
     fresh = CollectorRegistry()
-    TrainerMetrics(fresh).restore(store, registry)
+    TrainerMetrics(fresh).restore(store, registry, leases.workload())
     gain = store.newest_round(campaign.name).report["stopping"]["expected_gain"]
     assert gain is not None
     assert fresh.get_sample_value("al_expected_gain", {"campaign": campaign.name}) == gain

@@ -242,10 +242,10 @@ def test_work_that_is_given_back_is_no_failure(store, leases, make_tasks, campai
     assert store.count_failure(leases.take_lease(campaign.name, "me", 30), 0) == 1
 
 
-def test_gauges_are_restored_from_the_database_and_the_registry(store, registry, make_tasks, campaign):
+def test_gauges_are_restored_from_the_database_and_the_registry(store, leases, registry, make_tasks, campaign):
     drain(make_tasks(), ("train_round", campaign.name, 0))
     fresh = CollectorRegistry()
-    TrainerMetrics(fresh).restore(store, registry)
+    TrainerMetrics(fresh).restore(store, registry, leases.workload())
     accuracy = store.round(campaign.name, 3).report["metrics"]["test"]["accuracy"]
     labels = {"campaign": campaign.name, "round": "3"}
     assert fresh.get_sample_value("al_round_accuracy", {**labels, "split": "test"}) == accuracy
