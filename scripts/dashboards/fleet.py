@@ -87,8 +87,8 @@ _WORKERS = Row(
         ),
         lines(
             "Tasks",
-            "Of campaigns and comparisons, by the database: queued and running. Beside them what lies in Redis: tasks that "
-            "are queued and not there are put back within a minute.",
+            "Of campaigns and comparisons, by the database: queued and running. Beside them what lies in Redis: tasks "
+            "that are queued and not there are put back within a minute.",
             [
                 Query("max by (state) (al_tasks)", "{{state}}"),
                 Query("max(al_broker_messages)", "in Redis"),

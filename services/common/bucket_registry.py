@@ -19,12 +19,12 @@ import structlog
 from services.common.errors import BadConfig, DamagedArtefact, Unavailable
 from services.common.files import sha256_file, write_atomically
 from services.common.manifest import MANIFEST_FILE, read_manifest
-from services.common.registry import LABELS_FILE, Registry, is_campaign_name
+from services.common.registry import CONFIG_FILE, LABELS_FILE, Registry, is_campaign_name
 
 log = structlog.get_logger()
 
 # Written in this order, read in this order: `current` must not come before what it names.
-_SMALL_FILES = (LABELS_FILE, "config.pbtxt", "pinned", "current")
+_SMALL_FILES = (LABELS_FILE, CONFIG_FILE, "pinned", "current")
 _FRESH_SECONDS = 1.0
 # Even for somebody who asks for what is not there: requests must not become a listing each.
 _AT_LEAST_SECONDS = 0.2

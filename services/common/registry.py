@@ -6,6 +6,7 @@
 Triton reads model.onnx of a version and ignores every other file beside it.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from services.common.errors import Conflict, DamagedArtefact, NotFound, did_you_mean, shown
 from services.common.files import fsync_dir, sha256_file, write_atomically
-from services.common.manifest import Manifest, read_manifest
+from services.common.manifest import Manifest, TensorSpec, read_manifest
 
 CAMPAIGN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 LABELS_FILE = "labels.txt"
+CONFIG_FILE = "config.pbtxt"
 MAX_BATCH_SIZE = 64
 _KEEP_NEWEST = 5
 
@@ -107,7 +109,7 @@ class Registry:
         staged = self.staging_dir()
         if classes:
             (staged / LABELS_FILE).write_text("".join(f"{name}\n" for name in classes))
-        (staged / "config.pbtxt").write_text(_triton_config(campaign, None, labels=bool(classes)))
+        (staged / CONFIG_FILE).write_text(triton_config(campaign))
         staged.rename(self.root / campaign)
         fsync_dir(self.root)
 
@@ -129,10 +131,11 @@ class Registry:
 
         Raises Conflict for a version without a trained head, DamagedArtefact for one that is not whole.
         """
-        if self.verify(campaign, version).head == "zero":
+        manifest = self.verify(campaign, version)
+        if manifest.head == "zero":
             raise Conflict(f"version {version} of {campaign!r} is the backbone alone; it cannot answer")
         write_atomically(self.root / campaign / "current", f"{version}\n".encode())
-        self._write_config(campaign, version)
+        write_atomically(self.root / campaign / CONFIG_FILE, triton_config(campaign, manifest).encode())
 
     def rollback(self, campaign: str) -> int:
         """Promote the newest version before the current one. Raises Conflict when there is none."""
@@ -150,11 +153,12 @@ class Registry:
         for campaign in self.campaigns():
             try:
                 current = self.current(campaign)
-            except DamagedArtefact:
+                wanted = triton_config(campaign, self.manifest(campaign, current) if current else None)
+            except (DamagedArtefact, NotFound):
                 continue  # for a person to mend with `al-trainer models promote`; the others come first
-            config = self.root / campaign / "config.pbtxt"
-            if not config.is_file() or config.read_text() != self._config(campaign, current):
-                self._write_config(campaign, current)
+            config = self.root / campaign / CONFIG_FILE
+            if not config.is_file() or config.read_text() != wanted:
+                write_atomically(config, wanted.encode())
         staging = self.root.parent / f"{self.root.name}-staging"
         for left in staging.iterdir() if staging.is_dir() else ():
             # Another worker may be staging right now; nothing stages for as long as a day.
@@ -192,21 +196,27 @@ class Registry:
             (self.root / campaign).rename(doomed)
             shutil.rmtree(doomed.parent)
 
-    def _write_config(self, campaign: str, current: int | None) -> None:
-        write_atomically(self.root / campaign / "config.pbtxt", self._config(campaign, current).encode())
 
-    def _config(self, campaign: str, current: int | None) -> str:
-        return _triton_config(campaign, current, labels=(self.root / campaign / LABELS_FILE).is_file())
+def triton_config(campaign: str, promoted: Manifest | None = None) -> str:
+    """What Triton reads: tensors, labels and the one version to serve; no version while none is promoted.
+
+    Triton's onnxruntime backend completes inputs or outputs from the graph only where none is named at all, so that
+    naming the labels' file means naming everything. Then it does not switch batching on by itself either.
+    """
+    lines = [f'name: "{campaign}"', 'platform: "onnxruntime_onnx"', f"max_batch_size: {MAX_BATCH_SIZE}"]
+    if promoted is None:
+        return "\n".join([*lines, "version_policy { specific { } }", ""])
+    signature = promoted.signature
+    lines.append(f"input [ {_tensor(signature.input)} ]")
+    for output in signature.outputs:
+        labelled = output.name == "probabilities" and promoted.plain is None
+        lines.append(f"output [ {_tensor(output, LABELS_FILE if labelled else '')} ]")
+    lines += ["dynamic_batching { }", f"version_policy {{ specific {{ versions: [ {promoted.version} ] }} }}", ""]
+    return "\n".join(lines)
 
 
-def _triton_config(campaign: str, current: int | None, labels: bool) -> str:
-    """Triton completes names, types and dims from the graph; it must be told only what is not in there."""
-    output = f'output [ {{ name: "probabilities" label_filename: "{LABELS_FILE}" }} ]\n' if labels else ""
-    versions = f" versions: [ {current} ] " if current else " "
-    return (
-        f'name: "{campaign}"\n'
-        'platform: "onnxruntime_onnx"\n'
-        f"max_batch_size: {MAX_BATCH_SIZE}\n"
-        f"{output}"
-        f"version_policy {{ specific {{{versions}}} }}\n"
-    )
+def _tensor(spec: TensorSpec, labels: str = "") -> str:
+    # Triton knows no tensor without dimensions beside the batch's.
+    shape = f"dims: [ {', '.join(map(str, spec.shape))} ]" if spec.shape else "dims: [ 1 ] reshape { shape: [ ] }"
+    label_file = f' label_filename: "{labels}"' if labels else ""
+    return f"{{ name: {json.dumps(spec.name)} data_type: TYPE_{spec.datatype} {shape}{label_file} }}"
