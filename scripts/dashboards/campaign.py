@@ -116,8 +116,12 @@ _LABELS = Row(
         against_labels(
             "Accuracy against labels",
             "The curve to compare campaigns by: higher at the same number of labels is better. Choose them at the top.",
-            Query(f'max by (campaign, round) (al_round_accuracy{{{_CHOSEN}, split="test"}})'),
-            Query(f"max by (campaign, round) (al_round_labelled_samples{{{_CHOSEN}}})"),
+            # How many labels becomes a label, so that it can be an axis.
+            Query(
+                f'max by (campaign, round) (al_round_accuracy{{{_CHOSEN}, split="test"}})'
+                ' * on (campaign, round) group_left (labels) count_values by (campaign, round) ("labels",'
+                f" max by (campaign, round) (al_round_labelled_samples{{{_CHOSEN}}}))"
+            ),
             "percentunit",
             _NONE_YET,
         ),
@@ -211,10 +215,13 @@ _COMPARED = Row(
             "on; for longer than ten minutes: alert ModelStale.",
             {
                 "State": (Query(f"max by (campaign, state) (al_campaign_state{{{_CHOSEN}}}) == 1"), "none"),
-                "Round": (Query(f"campaign:round:latest{{{_CHOSEN}}}"), "none"),
-                "Labels": (Query(f"campaign:labels:latest{{{_CHOSEN}}}"), "none"),
-                "Accuracy": (Query(f"campaign:accuracy:latest{{{_CHOSEN}}}"), "percentunit"),
-                "Last round brought": (Query(f"campaign:accuracy:change{{{_CHOSEN}}}"), "percentunit"),
+                "Round": (Query(f"max by (campaign) (campaign:round:latest{{{_CHOSEN}}})"), "none"),
+                "Labels": (Query(f"max by (campaign) (campaign:labels:latest{{{_CHOSEN}}})"), "none"),
+                "Accuracy": (Query(f"max by (campaign) (campaign:accuracy:latest{{{_CHOSEN}}})"), "percentunit"),
+                "Last round brought": (
+                    Query(f"max by (campaign) (campaign:accuracy:change{{{_CHOSEN}}})"),
+                    "percentunit",
+                ),
                 "Next batch is worth": (Query(f"max by (campaign) (al_expected_gain{{{_CHOSEN}}})"), "percentunit"),
                 "Promoted version": (Query(f"max by (campaign) (al_promoted_version{{{_CHOSEN}}})"), "none"),
                 "Serving version": (

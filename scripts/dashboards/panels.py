@@ -1,7 +1,7 @@
 """Grafana's panels as plain dictionaries, with what every panel of ours has: a unit, a description, a no-data text.
 
-Written for the models of Grafana 11 and 12. Plain dictionaries, since the SDK that pip installs as the newest is of
-Grafana 10.1, whose XY chart is another one.
+Written for the models of Grafana 11.6 and later. Plain dictionaries: the tests read them with Grafana's own types for
+11.6 (grafana-foundation-sdk), which its builders would make of them too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,19 +125,15 @@ def stat(title: str, description: str, query: Query, unit: str, no_data: str, **
 
 def by_round(title: str, description: str, query: Query, unit: str, no_data: str, **more: Any) -> Panel:
     """A line for each campaign over the number of the round."""
-    return _xy(title, description, [query], "round", "Round", unit, no_data, more)
+    return _xy(title, description, query, "round", "Round", unit, no_data, more)
 
 
-def against_labels(
-    title: str, description: str, value: Query, labels: Query, unit: str, no_data: str, **more: Any
-) -> Panel:
-    """A line for each campaign over the number of labels that its rounds had."""
-    return _xy(title, description, [value, labels], "Labels", "Labels", unit, no_data, more)
+def against_labels(title: str, description: str, query: Query, unit: str, no_data: str, **more: Any) -> Panel:
+    """A line for each campaign over the label `labels` of the query: how many labels its rounds had."""
+    return _xy(title, description, query, "labels", "Labels", unit, no_data, more)
 
 
-def _xy(
-    title: str, description: str, queries: Sequence[Query], x: str, x_label: str, unit: str, no_data: str, more: Json
-) -> Panel:
+def _xy(title: str, description: str, query: Query, x: str, x_label: str, unit: str, no_data: str, more: Json) -> Panel:
     custom = {
         "show": "points+lines",
         "pointSize": {"fixed": 6},
@@ -147,7 +143,9 @@ def _xy(
     }
     options = {
         "mapping": "auto",
-        "series": [{"x": {"matcher": _by_name(x)}, "y": {"matcher": _by_name(title)}}],
+        # The answer's own names. A renamed field would call every line the same up to Grafana 12.1, and be found under
+        # no name from 12.2 on; a plain `Value` is called by what the rows were parted by.
+        "series": [{"x": {"matcher": _by_name(x)}, "y": {"matcher": _by_name("Value")}}],
         "legend": _legend([]),
         "tooltip": {"mode": "single", "sort": "none"},
     }
@@ -159,22 +157,18 @@ def _xy(
             {"id": "custom.axisLabel", "value": x_label},
         ],
     }
-    value = "Value" if len(queries) == 1 else "Value #A"
-    names = {value: title} if len(queries) == 1 else {value: title, "Value #B": "Labels"}
     transformations = [
-        # Rows of several queries that agree in campaign and round become one.
-        {"id": "merge", "options": {}},
-        {"id": "organize", "options": {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": names}},
+        {"id": "organize", "options": {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": {}}},
         # Labels are strings, and "10" comes before "9".
-        {"id": "convertFieldType", "options": {"conversions": [{"targetField": "round", "destinationType": "number"}]}},
-        {"id": "sortBy", "options": {"sort": [{"field": "round", "desc": False}]}},
+        {"id": "convertFieldType", "options": {"conversions": [{"targetField": x, "destinationType": "number"}]}},
+        {"id": "sortBy", "options": {"sort": [{"field": x, "desc": False}]}},
         {
             "id": "partitionByValues",
             "options": {"fields": ["campaign"], "keepFields": False, "naming": {"asLabels": True}},
         },
     ]
     kept = {"custom": custom, "options": options, "overrides": [axis], "transformations": transformations}
-    return Panel("xychart", title, description, queries, unit, no_data, instant=True, **kept, **more)
+    return Panel("xychart", title, description, [query], unit, no_data, instant=True, **kept, **more)
 
 
 def bars(title: str, description: str, query: Query, rows: str, columns: str, unit: str, no_data: str) -> Panel:
