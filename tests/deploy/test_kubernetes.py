@@ -89,9 +89,10 @@ def test_custom_resources_hold_to_their_schemas(objects: tuple[Object, ...]) -> 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_jobs_are_valid_and_use_what_there_is(version: str) -> None:
     claims = {it["metadata"]["name"] for it in of_kind(overlay("local"), "PersistentVolumeClaim")}
-    jobs = [yaml.safe_load(path.read_text()) for path in (K8S / "jobs").glob("*.yaml")]
-    assert jobs
+    jobs = manifests.rendered(K8S / "jobs")
+    assert {path.stem for path in (K8S / "jobs").glob("*.yaml")} == {"kustomization", *map(_name, jobs)}
     for job in jobs:
+        assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "querent-trainer:0.1.0"
         kubernetes_validate.validate(job, version, strict=True)
         _assert_restricted(job["spec"]["template"], name_of(job))
         assert {v["persistentVolumeClaim"]["claimName"] for v in _claims(job["spec"]["template"])} <= claims
@@ -166,7 +167,7 @@ def test_selectors_select_the_pods_of_their_own(objects: tuple[Object, ...]) -> 
         assert len(selected(objects, it["spec"]["selector"])) == 1, name_of(it)
     for it in of_kind(objects, "NetworkPolicy"):
         # Who may call, and who may reach the world, is for people to label.
-        if it["metadata"]["name"] != "https-out":
+        if it["metadata"]["name"] not in {"https-out", "client"}:
             assert selected(objects, it["spec"]["podSelector"]), name_of(it)
     for _, template in pod_templates(objects):
         for constraint in template["spec"].get("topologySpreadConstraints", ()):
@@ -186,7 +187,8 @@ def test_ways_between_pods_lead_to_ports_that_are_there(objects: tuple[Object, .
             for port in _named(way):
                 assert all(port in port_names(template) for template in targets), f"{name_of(it)}: {port}"
         for way in it["spec"].get("egress", ()):
-            to = [t for peer in way.get("to", ()) for t in selected(objects, peer.get("podSelector", {}))]
+            to = [t for p in way.get("to", ()) if "podSelector" in p for t in selected(objects, p["podSelector"])]
+            assert to or not _named(way), f"{name_of(it)}: a port has a name in a pod only"
             assert all(port in port_names(template) for port in _named(way) for template in to)
     for workload, template in pod_templates(objects):
         for container in containers(template):
@@ -233,8 +235,12 @@ def test_everything_that_is_referred_to_exists(objects: tuple[Object, ...]) -> N
         for container in containers(template):
             for source in container.get("envFrom", ()):
                 assert source["configMapRef"]["name"] in maps, name_of(workload)
-            for ref in [it["valueFrom"]["secretKeyRef"] for it in container.get("env", ()) if it.get("valueFrom")]:
-                assert ref["key"] in secrets[ref["name"]], name_of(workload)
+            for given in (it["valueFrom"] for it in container.get("env", ()) if it.get("valueFrom")):
+                if "secretKeyRef" in given:
+                    assert given["secretKeyRef"]["key"] in secrets[given["secretKeyRef"]["name"]], name_of(workload)
+                else:
+                    kind, _, resource = given["resourceFieldRef"]["resource"].partition(".")
+                    assert resource in container["resources"][kind], name_of(workload)
             volumes = {volume["name"] for volume in spec["volumes"]}
             volumes |= {it["metadata"]["name"] for it in workload["spec"].get("volumeClaimTemplates", ())}
             mounted = {mount["name"] for mount in container["volumeMounts"]}
@@ -266,7 +272,8 @@ def test_settings_read_every_variable_and_take_its_value(
             if service is None:
                 continue
             given = environment(container, objects)
-            assert given.keys() <= manifests.variables(service), name_of(workload)
+            # The one that NVIDIA's container runtime reads.
+            assert given.keys() - {"NVIDIA_VISIBLE_DEVICES"} <= manifests.variables(service), name_of(workload)
             with monkeypatch.context() as patch:
                 for name, value in {**manifests.image_environment(service), **given}.items():
                     patch.setenv(name, value)
@@ -373,6 +380,10 @@ def _assert_restricted(template: Object, name: str) -> None:
 
 def _gpus(container: Object) -> Any:
     return container["resources"]["limits"].get("nvidia.com/gpu", 0)
+
+
+def _name(it: Object) -> str:
+    return str(it["metadata"]["name"])
 
 
 def _claims(template: Object) -> list[Object]:
