@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.deploy.manifests import (
 
 # The oldest that has everything (the pause of preStop is there from 1.30 on), and a new one.
 VERSIONS = ("1.31", "1.37")
+DEPLOYMENT = ROOT / "docs" / "deployment.md"
 CUSTOM = ("PodMonitor", "PrometheusRule", "ScaledObject")
 
 
@@ -152,6 +154,37 @@ def test_a_registry_in_a_bucket_takes_the_place_of_the_volume(tmp_path: Path) ->
         assert "emptyDir" in {volume["name"]: volume for volume in template["spec"]["volumes"]}["registry"]
         assert not {m["mountPath"]: m for m in container["volumeMounts"]}["/var/lib/querent/registry"].get("readOnly")
         assert template["metadata"]["labels"]["querent.io/https-out"] == "true"
+
+
+def test_the_kustomization_that_people_are_shown_does_what_it_says(tmp_path: Path) -> None:
+    shown = re.search(r"\n\n((?:    .*\n)*    resources: \[\"…/.*\n(?:    .*\n)*)", DEPLOYMENT.read_text())
+    assert shown
+    up = Path(*[".."] * len(tmp_path.parts[1:]), *ROOT.parts[1:])
+    (tmp_path / "kustomization.yaml").write_text(textwrap.dedent(shown[1]).replace("…", str(up)))
+    plain, found = overlay("gpu"), manifests.rendered(tmp_path)
+    assert {name_of(it) for it in found} == {name_of(it) for it in plain}
+    for it in found:
+        if it["kind"] not in CUSTOM:
+            kubernetes_validate.validate(it, VERSIONS[-1], strict=True)
+        assert it["metadata"]["labels"]["release"] == "kube-prometheus-stack", name_of(it)
+    for it in of_kind(found, "PersistentVolumeClaim"):
+        assert it["spec"]["storageClassName"] == "YOUR-SHARED-CLASS"
+        assert it["spec"]["accessModes"] == ["ReadWriteMany"]
+    images = {w["metadata"]["name"]: containers(t)[0]["image"] for w, t in pod_templates(found)}
+    assert images["querent-inference"] == "YOUR-REGISTRY/querent-inference:0.1.0-gpu"
+    assert images["querent-trainer"] == "YOUR-REGISTRY/querent-trainer:0.1.0-gpu"
+    assert images["querent-campaigns"] == "YOUR-REGISTRY/querent-trainer:0.1.0"
+    for (_, template), (_, before) in zip(pod_templates(found), pod_templates(plain), strict=True):
+        assert template["metadata"] == before["metadata"]  # what is selected stays the same
+        assert "runtimeClassName" not in template["spec"]
+    triggers = [t for it in of_kind(found, "ScaledObject") for t in it["spec"]["triggers"]]
+    assert {t["metadata"]["serverAddress"] for t in triggers} == {"http://YOUR-PROMETHEUS:9090"}
+
+
+def test_people_are_told_of_every_volume_that_nodes_share() -> None:
+    storage = DEPLOYMENT.read_text().partition("### Storage")[2].partition("###")[0]
+    claims = {it["metadata"]["name"] for it in of_kind(overlay("gpu"), "PersistentVolumeClaim")}
+    assert {f"querent-{name}" for name in re.findall(r"`(?:querent)?-(\w+)`", storage.partition(". ")[0])} == claims
 
 
 # ---- whole --------------------------------------------------------------------------------------------

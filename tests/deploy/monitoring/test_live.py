@@ -157,10 +157,23 @@ def test_every_metric_is_shown_or_alerted_on_or_listed_as_internal(settled):
     assert exported - read_somewhere == internal, "show it, alert on it, or list it in exceptions.yml with the reason"
     unknown = {name for name in read_somewhere - exported if not name.startswith("DCGM_")}
     assert not unknown, "queries read metrics that no service exports"
+    # Families that have no series yet, since what they count has not happened.
+    families = {
+        family(told["metric"])
+        for job in ("trainer", "inference")
+        for told in settled.get("targets/metadata", match_target=f'{{job="{job}"}}')
+    }
+    assert len(families) > 40
+    assert families <= {family(name) for name in read_somewhere | internal}
 
 
 def base(name: str) -> str:
     return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def family(name: str) -> str:
+    """As Prometheus's metadata names it, whatever format was spoken."""
+    return base(name).removesuffix("_total")
 
 
 def test_the_numbers_are_those_of_the_campaign(settled, stack, campaign):
