@@ -4,7 +4,7 @@ from scripts.dashboards.board import Dashboard, Row
 from scripts.dashboards.panels import BLUE, GREEN, RED, YELLOW, Query, lines, stat
 
 # `job` ends with the service's name: `trainer` in compose, `NAMESPACE/trainer` with a PodMonitor.
-_OURS = 'job=~".*(trainer|inference)"'
+_OURS = 'job=~".*(trainer|inference|campaigns)"'
 _NO_WORKER = "No worker tells"
 _NO_GPU = "No GPU metrics: dcgm-exporter is not scraped"
 _UP_OR_DOWN = [
