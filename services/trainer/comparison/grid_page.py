@@ -1,6 +1,5 @@
 """grid.html, and the same section for a study's page: every trial, best first."""
 
-from collections.abc import Mapping
 from html import escape
 
 import numpy as np
@@ -9,7 +8,8 @@ import yaml
 from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.page import interval, signed
 from services.trainer.comparison.ranking import Ranking, Trial
-from services.trainer.report.parts import STYLE, page_template, picture, table
+from services.trainer.report.parts import STYLE, page_template, table
+from services.trainer.report.pictures import PICTURE_STYLE, Pictures
 
 PAGE = page_template(
     "$name: grid search",
@@ -20,7 +20,10 @@ $section
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
 """,
+    PICTURE_STYLE,
 )
+
+_TRIALS = (("trials", "Validation accuracy of each trial with its interval"),)
 
 METHOD = """\
 <p class="muted">Judged by {folds}-fold cross-validation inside {labels:,} labelled samples that are drawn at random
@@ -30,24 +33,24 @@ test accuracy is of a model fitted on all {labels:,} samples; it decided nothing
 is: expect its validation accuracy to be too high by a little.</p>"""
 
 
-def render_grid_page(config: GridConfig, ranking: Ranking | None, pictures: Mapping[str, bytes], missing: int) -> str:
+def render_grid_page(config: GridConfig, ranking: Ranking | None, drawn: Pictures, missing: int) -> str:
     still = f" · {missing} cells have no result yet" if missing else ""
     return PAGE.substitute(
         style=STYLE,
         name=escape(config.name),
         subtitle=escape(f"grid search: {len(config.settings)} settings, {len(config.seeds)} seeds{still}"),
-        section=grid_section(config, ranking, pictures),
+        section=grid_section(config, ranking, drawn),
         config=escape(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip()),
     )
 
 
-def grid_section(config: GridConfig, ranking: Ranking | None, pictures: Mapping[str, bytes]) -> str:
+def grid_section(config: GridConfig, ranking: Ranking | None, drawn: Pictures) -> str:
     if ranking is None:
         return '<p class="muted">No trial is finished yet.</p>'
     method = METHOD.format(folds=config.setting.learner.folds, labels=config.labels, seeds=len(config.seeds))
     return (
         f"<p>{_verdict(ranking)}</p>{method}"
-        f"{picture(pictures, 'trials', 'Validation accuracy of each trial with its interval')}"
+        f"{drawn.pair(_TRIALS, wide=True)}"
         "<h2>The best setting, for a campaign's file</h2>"
         f'<div class="card"><pre>{escape(fragment(ranking.best).rstrip())}</pre></div>'
         f'<h2>All {len(ranking.trials)} trials</h2><div class="card">{_table(ranking)}</div>'

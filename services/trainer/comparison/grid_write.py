@@ -1,6 +1,7 @@
 """A grid search's files: every trial of every seed as CSV and parquet, the ranking, the picture, the best, the page."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.grid_page import fragment, render_grid_page
 from services.trainer.comparison.ranking import Ranking, Trial, rank
 from services.trainer.comparison.write import csv_of, parquet_of
+from services.trainer.report.pictures import Pictures
 
 BEST = """\
 # The best of {trials} settings in {name}: {validation:.1f}% by {folds}-fold cross-validation inside {labels} labelled
@@ -27,7 +29,7 @@ def write_grid(folder: Path, config: GridConfig, results: Sequence[CellResult]) 
     ranking = rank(config, results)
     pictures = grid_pictures(ranking)
     files = grid_files(config, ranking, results)
-    files.update({f"{name}.png": png for name, png in pictures.items()})
+    files.update({f"{name}.png": png for name, png in pictures.light.items()})
     # The page comes last: whoever sees it finds the rest beside it.
     missing = len(config.cells()) - len(results)
     files["grid.html"] = render_grid_page(config, ranking, pictures, missing).encode()
@@ -36,8 +38,8 @@ def write_grid(folder: Path, config: GridConfig, results: Sequence[CellResult]) 
     return ranking
 
 
-def grid_pictures(ranking: Ranking | None) -> dict[str, bytes]:
-    return {} if ranking is None else {"trials": grid_plots.trials(ranking)}
+def grid_pictures(ranking: Ranking | None) -> Pictures:
+    return Pictures.of({} if ranking is None else {"trials": partial(grid_plots.trials, ranking)})
 
 
 def grid_files(config: GridConfig, ranking: Ranking | None, results: Sequence[CellResult]) -> dict[str, bytes]:

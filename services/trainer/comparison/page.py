@@ -1,6 +1,6 @@
 """comparison.html: one file that needs nothing else, so that it can be sent and read offline."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -9,7 +9,14 @@ import yaml
 from services.trainer.comparison.config import ComparisonConfig
 from services.trainer.comparison.statistics import Paired
 from services.trainer.comparison.summary import Found, Summary
-from services.trainer.report.parts import STYLE, page_template, picture, table
+from services.trainer.report.parts import STYLE, page_template, table
+from services.trainer.report.pictures import PICTURE_STYLE, Pictures
+
+# For tables of many columns: what a strategy saves must not lie beyond the edge of the window.
+DENSE_STYLE = """
+.dense th { white-space: normal; vertical-align: bottom; }
+.dense th, .dense td { padding: .4rem; } .dense td { font-size: .9rem; }
+"""
 
 PAGE = page_template(
     "$name: comparison",
@@ -34,17 +41,22 @@ first and the slowest one; memory is the largest resident size during a query ab
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
 """,
+    PICTURE_STYLE + DENSE_STYLE,
 )
 
-_PICTURES = (
-    ("learning_curves", "Accuracy by labels with 95% bands", ""),
-    ("gains", "Gain over random by labels, paired", ""),
-    ("aubc_gains", "AUBC less random's with 95% intervals", ""),
+_CURVES = (
+    ("learning_curves", "Accuracy by labels with 95% bands"),
+    ("gains", "Gain over random by labels, paired"),
+    ("aubc_gains", "AUBC less random's with 95% intervals"),
 )
+_PENALTIES = (("penalties", "Pairwise penalty matrix"),)
+_COST = (("query_cost", "CPU seconds and memory of a query"),)
+# Of more strategies than this the matrix takes the page's width.
+_MOST_IN_HALF_A_PAGE = 8
 
 
 def render_page(
-    config: ComparisonConfig, summaries: Sequence[Summary], pictures: Sequence[Mapping[str, bytes]], missing: int
+    config: ComparisonConfig, summaries: Sequence[Summary], pictures: Sequence[Pictures], missing: int
 ) -> str:
     """`pictures`: those of each summary. Everything that comes from outside is escaped."""
     still = f" · {missing} cells have no result yet" if missing else ""
@@ -65,22 +77,26 @@ def _budget(config: ComparisonConfig) -> str:
     return f"{config.initial.labels:,} to {config.budget:,} labels in batches of {config.batch:,}"
 
 
-def group(summary: Summary, pictures: Mapping[str, bytes]) -> str:
+def group(summary: Summary, drawn: Pictures) -> str:
     """What is said of one backbone and head."""
-    drawn = "".join(picture(pictures, name, text, style) for name, text, style in _PICTURES)
     ceiling = ""
     if summary.ceiling is not None:
         accuracy, labels = summary.ceiling
         ceiling = f" With all {labels:,} labels the same head reaches {100 * accuracy:.1f}%."
-    return (
-        f"<h2>{escape(summary.title)}</h2>"
-        f'<p class="muted">{len(summary.seeds)} paired seeds.{escape(ceiling)}</p>'
-        f'<div class="card">{found_table(summary)}</div><br>{drawn}'
-        f"<h2>{escape(summary.title)}: who beats whom</h2>"
-        f"{picture(pictures, 'penalties', 'Pairwise penalty matrix', 'square')}"
-        f"<h2>{escape(summary.title)}: what a query costs</h2>"
-        f"{picture(pictures, 'query_cost', 'CPU seconds and memory of a query', '')}"
-    )
+    seeds = f"{len(summary.seeds)} paired seed{'s' if len(summary.seeds) > 1 else ''}"
+    told = [
+        f"<h2>{escape(summary.title)}</h2>",
+        f'<p class="muted">{seeds}.{escape(ceiling)}</p>',
+        f'<div class="card dense">{found_table(summary)}</div>',
+        drawn.pair(_CURVES, wide=True),
+    ]
+    if len(summary.found) > 1:
+        is_wide = len(summary.found) > _MOST_IN_HALF_A_PAGE
+        told += [
+            f"<h2>{escape(summary.title)}: who beats whom</h2>{drawn.pair(_PENALTIES, wide=is_wide)}",
+            f"<h2>{escape(summary.title)}: what a query costs</h2>{drawn.pair(_COST, wide=True)}",
+        ]
+    return "".join(told)
 
 
 def found_table(summary: Summary) -> str:

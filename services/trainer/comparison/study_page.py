@@ -9,14 +9,15 @@ import yaml
 
 from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.grid_page import grid_section
-from services.trainer.comparison.page import found_table, interval, signed
+from services.trainer.comparison.page import DENSE_STYLE, found_table, interval, signed
 from services.trainer.comparison.ranking import Ranking
 from services.trainer.comparison.study import StudyConfig
 from services.trainer.comparison.summary import Found, Summary
-from services.trainer.report.parts import STYLE, page_template, picture, table
+from services.trainer.report.parts import STYLE, page_template, table
+from services.trainer.report.pictures import PICTURE_STYLE, Pictures
 
 _STYLE = """
-.missing { border-left: .3rem solid #d55e00; padding: .9rem 1.1rem; margin: 1rem 0; }
+.missing { border-left: .3rem solid var(--bad); padding: .9rem 1.1rem; margin: 1rem 0; }
 .missing pre { padding: .5rem 0 0; white-space: pre-wrap; }
 h2.arm { font-size: 1.35rem; margin-top: 3.2rem; }
 """
@@ -44,8 +45,11 @@ seeds.</p>
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
 """,
-    _STYLE,
+    PICTURE_STYLE + DENSE_STYLE + _STYLE,
 )
+
+_CURVES = (("learning_curves", "Accuracy by labels with 95% bands"),)
+_AREAS = (("aubc_gains", "AUBC less random with 95% intervals"),)
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,9 @@ class ArmPart:
     name: str
     # None while no seed is finished for every strategy.
     summary: Summary | None
-    pictures: Mapping[str, bytes]
-    # What it was asked with ("all labels" too) -> picture of its confusion matrix.
-    confusions: Mapping[str, bytes]
+    pictures: Pictures
+    # By what it was asked with, "all labels" too.
+    confusions: Pictures
     unfinished: int = 0
 
 
@@ -66,15 +70,15 @@ class StudyPage:
     config: StudyConfig
     arms: Sequence[ArmPart]
     missing: Mapping[str, str]
-    overview: bytes | None
+    overview: Pictures
     grid: GridConfig | None = None
     ranking: Ranking | None = None
-    grid_pictures: Mapping[str, bytes] = field(default_factory=dict)
+    grid_pictures: Pictures = field(default_factory=lambda: Pictures({}, {}))
 
 
 def render_study_page(page: StudyPage) -> str:
     """Everything that comes from outside is escaped."""
-    config, pictures = page.config, {} if page.overview is None else {"overview": page.overview}
+    config = page.config
     told = f"{len(config.arms)} arms, {len(config.strategies)} strategies against random and against all labels"
     left_out = f" · without {', '.join(page.missing)}" if page.missing else ""
     summaries = [arm.summary for arm in page.arms if arm.summary is not None]
@@ -83,8 +87,7 @@ def render_study_page(page: StudyPage) -> str:
         name=escape(config.name),
         subtitle=escape(told + left_out),
         missing="".join(_missing(name, why) for name, why in page.missing.items()),
-        overview=picture(pictures, "overview", "Accuracy by labels of every arm")
-        + (f'<br><div class="card">{_overview_table(summaries)}</div>' if summaries else ""),
+        overview=_overview(page.overview, summaries),
         arms="".join(_arm(arm) for arm in page.arms),
         grid=""
         if page.grid is None
@@ -99,6 +102,13 @@ def _missing(name: str, why: str) -> str:
         f'<div class="card missing"><b>{escape(name)} was not run:</b> its weights cannot be had here. '
         f"Everything else was.<pre>{escape(why)}</pre></div>"
     )
+
+
+def _overview(drawn: Pictures, summaries: Sequence[Summary]) -> str:
+    if not summaries:
+        return '<p class="muted">Nothing measured yet.</p>'
+    curves = drawn.pair([("overview", "Accuracy by labels of every arm")], wide=len(summaries) > 1)
+    return f'{curves}<div class="card">{_overview_table(summaries)}</div>'
 
 
 def _overview_table(summaries: Sequence[Summary]) -> str:
@@ -128,15 +138,12 @@ def _arm(arm: ArmPart) -> str:
         return f'{heading}<p class="muted">No seed is finished for every strategy yet.</p>'
     summary = arm.summary
     ceiling = "" if summary.ceiling is None else f" All {summary.ceiling[1]:,} labels: {100 * summary.ceiling[0]:.1f}%."
-    matrices = "".join(
-        picture({name: png}, name, f"Confusion matrix of {name}: counts and shares")
-        for name, png in arm.confusions.items()
-    )
+    matrices = [(name, f"Confusion matrix of {name}: counts and shares") for name in arm.confusions.light]
     seeds = f"{len(summary.seeds)} paired seed{'s' if len(summary.seeds) > 1 else ''}"
     return (
         f'{heading}<p class="muted">{escape(summary.head)}, {seeds}.{escape(ceiling)}</p>'
-        f"{picture(arm.pictures, 'learning_curves', 'Accuracy by labels with 95% bands')}"
-        f'<br><div class="card">{found_table(summary)}</div><br>'
-        f"{picture(arm.pictures, 'aubc_gains', 'AUBC less random with 95% intervals')}"
-        f"<h2>{escape(arm.name)}: confusion at the end</h2>{matrices}"
+        f"{arm.pictures.pair(_CURVES, wide=True)}"
+        f'<div class="card dense">{found_table(summary)}</div>'
+        f"{arm.pictures.pair(_AREAS, wide=True)}"
+        f"<h2>{escape(arm.name)}: confusion at the end</h2>{arm.confusions.pair(matrices, wide=True)}"
     )

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from services.common.files import write_atomically
+from services.trainer.comparison import plots
 from services.trainer.comparison.cells import CellResult
-from services.trainer.comparison.confusion import confusion_picture
 from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.grid_write import grid_files, grid_pictures
 from services.trainer.comparison.ranking import rank
@@ -16,7 +17,9 @@ from services.trainer.comparison.study import StudyConfig
 from services.trainer.comparison.study_page import ArmPart, StudyPage, render_study_page
 from services.trainer.comparison.study_plots import overview
 from services.trainer.comparison.summary import Summary, summarise
-from services.trainer.comparison.write import csv_of, parquet_of, run_rows, summary_pictures, summary_rows
+from services.trainer.comparison.write import csv_of, parquet_of, run_rows, summary_rows
+from services.trainer.report.pictures import Pictures
+from services.trainer.report.plots.confusion import confusion_pair
 
 _PICTURES = ("learning_curves", "aubc_gains")
 
@@ -36,17 +39,16 @@ def write_study(folder: Path, config: StudyConfig, results: StudyResults) -> lis
     """Write or replace every file; gives what the page says of the arms."""
     arms = [_arm(config, arm, found, results.classes) for arm, found in results.arms.items()]
     summaries = [arm.summary for arm in arms if arm.summary is not None]
-    drawn = overview(summaries) if summaries else None
+    drawn = Pictures.of({"overview": partial(overview, summaries)} if summaries else {})
     files = _tables([r for found in results.arms.values() for r in found], summaries)
-    files.update({f"{arm.name}-{name}.png": png for arm in arms for name, png in arm.pictures.items()})
-    files.update({f"{a.name}-confusion-{_file(n)}.png": png for a in arms for n, png in a.confusions.items()})
-    if drawn is not None:
-        files["overview.png"] = drawn
-    ranking, pictures = None, {}
+    files.update({f"{arm.name}-{name}.png": png for arm in arms for name, png in arm.pictures.light.items()})
+    files.update({f"{a.name}-confusion-{_file(n)}.png": png for a in arms for n, png in a.confusions.light.items()})
+    files.update({f"{name}.png": png for name, png in drawn.light.items()})
+    ranking, pictures = None, Pictures({}, {})
     if results.grid_plan is not None and results.grid is not None:
         ranking = rank(results.grid_plan, results.grid)
         pictures = grid_pictures(ranking)
-        grid = grid_files(results.grid_plan, ranking, results.grid) | {f"{n}.png": p for n, p in pictures.items()}
+        grid = grid_files(results.grid_plan, ranking, results.grid) | {f"{n}.png": p for n, p in pictures.light.items()}
         files.update({f"grid-{name}": content for name, content in grid.items()})
     page = StudyPage(config, arms, results.missing, drawn, results.grid_plan, ranking, pictures)
     # The page comes last: whoever sees it finds the rest beside it.
@@ -69,16 +71,15 @@ def confusions(results: Sequence[CellResult]) -> dict[str, np.ndarray]:
 def _arm(config: StudyConfig, arm: str, results: Sequence[CellResult], classes: Sequence[str]) -> ArmPart:
     plan = config.comparison(arm)
     summary = next(iter(summarise(results, plan.strategies)), None)
-    pictures = {} if summary is None else summary_pictures(summary)
+    curves = Pictures({}, {}) if summary is None else plots.draw(summary, _PICTURES)
     matrices = confusions(results)
     labels = {r.cell.strategy: r.points[-1].labels for r in results}
     ordered = [name for name in (*plan.strategies, *matrices) if name in matrices]
     drawn = {
-        name: confusion_picture(matrices[name], classes, f"{arm}, {_title(name)}: {labels[name]:,} labels")
+        name: partial(confusion_pair, matrices[name], classes, f"{arm}, {_title(name)}: {labels[name]:,} labels")
         for name in dict.fromkeys(ordered)
     }
-    shown = {name: pictures[name] for name in _PICTURES if name in pictures}
-    return ArmPart(arm, summary, shown, drawn, len(plan.cells()) - len(results))
+    return ArmPart(arm, summary, curves, Pictures.of(drawn), len(plan.cells()) - len(results))
 
 
 def _tables(results: Sequence[CellResult], summaries: Sequence[Summary]) -> dict[str, bytes]:

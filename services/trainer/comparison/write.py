@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,15 @@ from services.trainer.comparison.config import ComparisonConfig
 from services.trainer.comparison.page import render_page
 from services.trainer.comparison.summary import Summary, summarise
 
-_DRAWN: dict[str, Callable[[Summary], bytes]] = {
-    "learning_curves": plots.learning_curves,
-    "gains": plots.gains,
-    "aubc_gains": plots.aubc_gains,
-    "penalties": plots.penalties,
-    "query_cost": plots.query_cost,
-}
-
 
 def write_comparison(folder: Path, config: ComparisonConfig, results: Sequence[CellResult]) -> list[Summary]:
     """Write or replace every file; gives what the page says."""
     summaries = summarise(results, config.strategies)
-    pictures = [summary_pictures(s) for s in summaries]
+    pictures = [plots.draw(s) for s in summaries]
     rows = run_rows(results)
     files = {"runs.csv": csv_of(rows), "runs.parquet": parquet_of(rows), "summary.csv": csv_of(summary_rows(summaries))}
     for summary, drawn in zip(summaries, pictures, strict=True):
-        for name, png in drawn.items():
+        for name, png in drawn.light.items():
             files[f"{summary.backbone}-{summary.head}-{name}.png"] = png
     # The page comes last: whoever sees it finds the rest beside it.
     missing = len(config.cells()) - len(results)
@@ -44,11 +36,6 @@ def write_comparison(folder: Path, config: ComparisonConfig, results: Sequence[C
     for name, content in files.items():
         write_atomically(folder / name, content)
     return summaries
-
-
-def summary_pictures(summary: Summary) -> dict[str, bytes]:
-    """By name; with random alone there is nothing to compare it with."""
-    return {name: draw(summary) for name, draw in _DRAWN.items()} if len(summary.found) > 1 else {}
 
 
 def run_rows(results: Sequence[CellResult]) -> list[dict[str, Any]]:

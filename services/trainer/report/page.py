@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from services.trainer.report import parts, pictures
+from services.trainer.report import parts
 from services.trainer.report.content import CampaignReport
-from services.trainer.report.pictures import Pictures
+from services.trainer.report.pictures import PICTURE_STYLE, Pictures
 from services.trainer.report.plots.confusion import is_wide
 from services.trainer.report.sections import gallery, head
 from services.trainer.report.sections.classes import classes_table, mix_ups_table
@@ -41,7 +41,7 @@ _STYLE = """
 def render_page(report: CampaignReport, drawn: Pictures, images: Mapping[str, str]) -> str:
     """The page with its pictures inside. `images`: sample id -> data URI, of what the gallery shows."""
     return PAGE.substitute(
-        style=parts.STYLE + pictures.STYLE + gallery.STYLE + _STYLE,
+        style=parts.STYLE + PICTURE_STYLE + gallery.STYLE + _STYLE,
         name=escape(report.name),
         subtitle=head.subtitle(report),
         tiles=head.tiles(report.rows),
@@ -81,7 +81,7 @@ def _errors(report: CampaignReport, drawn: Pictures) -> str:
     matrices = [("confusion_matrix", "Confusion matrix, shares"), ("confusion_counts", "Confusion matrix, counts")]
     told = [
         "<h2>Where it errs</h2>",
-        drawn.pair(matrices, wide=is_wide(report)),
+        drawn.pair(matrices, wide=is_wide(len(report.confusion))),
         mix_ups_table(report) if len(report.confusion) else "",
         f'<p class="muted note">Test images of round {report.rows[-1].round_no}, the last one. Rows are true classes, '
         "columns what was predicted; the classes below are sorted from the worst F1.</p>",

@@ -1,7 +1,7 @@
 """What all report pages are made of: one style, tables, and pictures inside the file."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from string import Template
 
@@ -28,10 +28,8 @@ th, td { padding: .45rem .75rem; text-align: right; white-space: nowrap; border-
 th { color: var(--muted); font-weight: 600; font-size: .82rem; } tr:last-child td { border-bottom: 0; }
 td.text, th.text { text-align: left; } .prose td + td { white-space: normal; }
 .served td { font-weight: 650; } .yes { color: var(--good); }
-figure { margin: 0; padding: .7rem; background: #ffffff; border: 1px solid var(--line); border-radius: .6rem;
-  text-align: center; }
-figure + figure { margin-top: .9rem; }
-img { max-width: 100%; height: auto; } img.square { max-width: min(100%, 40rem); }
+figure { margin: 0; padding: .7rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
+img { max-width: 100%; height: auto; }
 .bar { display: inline-block; height: .6rem; border-radius: .2rem; background: var(--accent); vertical-align: middle; }
 pre { margin: 0; padding: 1rem; font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 """
@@ -61,12 +59,6 @@ def table(head: Sequence[str], body: Sequence[tuple[str, list[str]]], text_colum
 
     rows = "".join(f'<tr class="{style}">{cells("td", values)}</tr>' for style, values in body)
     return f"<table><thead><tr>{cells('th', [escape(h) for h in head])}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def picture(pictures: Mapping[str, bytes], name: str, text: str, style: str = "") -> str:
-    if name not in pictures:
-        return '<p class="muted">Nothing measured yet.</p>'
-    return f'<figure><img class="{style}" alt="{escape(text)}" src="{png_uri(pictures[name])}"></figure>'
 
 
 def png_uri(png: bytes) -> str:

@@ -1,15 +1,16 @@
 """Pictures inside the page, each for light and for dark."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from services.trainer.report.parts import png_uri
+from services.trainer.report.plots.canvas import DARK, LIGHT, Theme
 
-STYLE = """
+PICTURE_STYLE = """
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: .9rem; }
 .pair + .card, .card + .pair, .pair + .pair { margin-top: .9rem; }
-.pair figure { margin: 0; background: var(--card); display: flex; align-items: flex-start; justify-content: center; }
+.pair figure { display: flex; align-items: flex-start; justify-content: center; }
 .pair figure picture { display: block; width: 100%; }
 .pair figure img { display: block; width: 100%; max-width: 36rem; margin: 0 auto; }
 .pair figure.wide { grid-column: 1 / -1; overflow-x: auto; }
@@ -23,6 +24,12 @@ class Pictures:
 
     light: Mapping[str, bytes]
     dark: Mapping[str, bytes]
+
+    @staticmethod
+    def of(drawn: Mapping[str, Callable[[Theme], bytes]]) -> "Pictures":
+        """Each drawn for both kinds of pages."""
+        light, dark = ({name: draw(theme) for name, draw in drawn.items()} for theme in (LIGHT, DARK))
+        return Pictures(light, dark)
 
     def pair(self, wanted: Sequence[tuple[str, str]], wide: bool = False) -> str:
         """Those of `wanted`, (name, what it shows), that there are: side by side, or `wide` one below the other."""

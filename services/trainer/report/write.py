@@ -17,7 +17,7 @@ def write_report(folder: Path, report: CampaignReport, images: Mapping[str, str]
 
     `images`: sample id -> data URI of a small picture; the gallery says so where one is missing.
     """
-    pictures = Pictures(plots.draw(report, plots.LIGHT), plots.draw(report, plots.DARK))
+    pictures = Pictures.of(plots.drawn(report))
     files = {f"{name}.png": png for name, png in pictures.light.items()}
     files["rounds.csv"] = rounds_csv(report).encode()
     files["classes.csv"] = classes_csv(report).encode()

@@ -101,7 +101,9 @@ def test_the_page_needs_no_other_file(tmp_path, results, config):
     write_comparison(tmp_path, config, results)
     page = (tmp_path / "comparison.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 5
+    for kind in (r'<source media="\(prefers-color-scheme: dark\)" srcset', r'<img alt="[^"]+" src'):
+        pictures = re.findall(rf'{kind}="data:image/png;base64,([^"]+)"', page)
+        assert len(set(pictures)) == 5
     assert "+1.50 to +1.50" in page
     assert "20 (-10)" in page
 

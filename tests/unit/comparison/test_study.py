@@ -8,10 +8,11 @@ from PIL import Image
 
 from services.common.errors import BadConfig
 from services.trainer.comparison.cells import CEILING, Cell, CellResult, Point
-from services.trainer.comparison.confusion import confusion_picture, row_shares
 from services.trainer.comparison.study import StudyConfig
 from services.trainer.comparison.study_write import StudyResults, confusions, write_study
 from services.trainer.config import parse_section
+from services.trainer.report.plots.canvas import LIGHT
+from services.trainer.report.plots.confusion import confusion_pair, row_shares
 
 RAW = {
     "name": "study",
@@ -123,6 +124,6 @@ def test_rows_are_normalised_by_their_own_samples():
 @pytest.mark.parametrize("classes", [2, 10, 80])
 def test_a_confusion_matrix_is_drawn_for_any_number_of_classes(tmp_path, classes):
     counts = np.arange(classes**2).reshape(classes, classes)
-    (tmp_path / "it.png").write_bytes(confusion_picture(counts, [f"class {i}" for i in range(classes)], "heading"))
+    (tmp_path / "it.png").write_bytes(confusion_pair(counts, [f"class {i}" for i in range(classes)], "heading", LIGHT))
     with Image.open(tmp_path / "it.png") as image:
         assert image.size[0] > 1.5 * image.size[1]  # two beside each other

@@ -249,5 +249,5 @@ def test_names_that_matplotlib_would_take_for_something_else_are_drawn(report: C
     shares = class_shares(odd)
     assert shares is not None
     assert bought_by_round(shares, LIGHT)
-    assert confusion_shares(odd, LIGHT)
+    assert confusion_shares(np.array(odd.confusion), odd.classes, LIGHT)
     assert [as_label(name) for name in names[:3]] == [r"\$\frac\$", " _hidden", "a very long name …"]

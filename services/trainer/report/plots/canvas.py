@@ -35,6 +35,8 @@ class Theme:
     ramp: tuple[str, ...]
     # For classes and phases; the last is for what is told together.
     series: tuple[str, ...]
+    # For curves that are compared, after Okabe and Ito: the colour-blind can tell them apart.
+    lines: tuple[str, ...]
 
     @property
     def heat(self) -> Colormap:
@@ -58,6 +60,7 @@ LIGHT = Theme(
     series=(
         "#2563eb", "#f59e0b", "#059669", "#db2777", "#7c3aed", "#0891b2", "#84cc16", "#b45309", "#f472b6", "#94a3b8"
     ),
+    lines=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
 )  # fmt: skip
 DARK = Theme(
     ink="#e6ebf0",
@@ -73,6 +76,7 @@ DARK = Theme(
     series=(
         "#6f9ff5", "#e9ab4b", "#4cc096", "#e06aa3", "#a98bf2", "#4bb8cf", "#a3c957", "#c58a4e", "#eea6cf", "#72808f"
     ),
+    lines=("#5aa9e6", "#ff8f4d", "#37c79b", "#e6a3c8", "#f2bb45", "#a5dbf7"),
 )  # fmt: skip
 
 
@@ -90,7 +94,7 @@ def dress(axes: Axes, theme: Theme, grid: bool = True) -> None:
     axes.set_facecolor(theme.paper)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(theme.grid)
-    axes.tick_params(colors=theme.muted, length=0, labelsize=_TEXT - 0.5)
+    axes.tick_params(which="both", colors=theme.muted, length=0, labelsize=_TEXT - 0.5)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(theme.muted)
         label.set_fontsize(_TEXT)
@@ -103,6 +107,11 @@ def dress(axes: Axes, theme: Theme, grid: bool = True) -> None:
 
 def title(axes: Axes, text: str, theme: Theme) -> None:
     axes.set_title(text, loc="left", color=theme.ink, weight="bold", fontsize=_TEXT + 1)
+
+
+def headline(drawn: Figure, text: str, theme: Theme) -> None:
+    """Above all parts of a picture that has several."""
+    drawn.suptitle(text, x=0.01, ha="left", color=theme.ink, weight="bold", fontsize=_TEXT + 2)
 
 
 def legend(axes: Axes, theme: Theme, **place: Any) -> None:
