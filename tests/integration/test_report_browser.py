@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads without an error and without asking anybody, on a desk and on a phone."""
+"""The reports in a real browser: each loads without an error and without asking anybody, on a desk and on a phone."""
 
 import base64
 import json
@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from services.trainer.comparison.cells import CEILING, Cell, CellResult, Point
+from services.trainer.comparison.write import write_comparison
 from services.trainer.report.asked import gallery
 from services.trainer.report.thumbnails import data_uri
 from services.trainer.report.write import write_report
+from tests.unit.comparison.conftest import make_comparison
 from tests.unit.report.conftest import finished_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -89,6 +92,20 @@ def test_the_report_loads_by_itself_and_fits_the_window(page: str, tmp_path: Pat
     assert [it for it in seen.images if not (it[0] and it[1])] == []
     assert seen.window == width
     assert seen.width <= seen.window  # tables may scroll inside their cards, the page may not
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_comparison_loads_by_itself_and_fits_the_window(tmp_path: Path, width: int) -> None:
+    names = ("random", "margin", "uncertainty_herding")
+    points = [[Point(n, 0.01 * n + 0.001 * s, 0.5, 0.1, 1.0, 0.2, 0.1, 3.0, 0.2) for n in (10, 20, 30)] for s in (0, 1)]
+    runs = [CellResult(Cell(s, "small", "logistic", it), tuple(points[s])) for it in names for s in (0, 1)]
+    runs.append(CellResult(Cell(0, "small", "logistic", CEILING), tuple(points[0][-1:])))
+    write_comparison(tmp_path, make_comparison(strategies=names[1:]), runs)
+    seen = look_at((tmp_path / "comparison.html").read_text(), tmp_path, width)
+    assert (seen.console, seen.asked) == ([], [])
+    assert len(seen.images) == 5
+    assert [it for it in seen.images if not (it[0] and it[1])] == []
+    assert seen.width <= seen.window == width
 
 
 def test_the_check_sees_what_it_is_for(tmp_path: Path) -> None:

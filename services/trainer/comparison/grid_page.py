@@ -53,7 +53,7 @@ def grid_section(config: GridConfig, ranking: Ranking | None, drawn: Pictures) -
         f"{drawn.pair(_TRIALS, wide=True)}"
         "<h2>The best setting, for a campaign's file</h2>"
         f'<div class="card"><pre>{escape(fragment(ranking.best).rstrip())}</pre></div>'
-        f'<h2>All {len(ranking.trials)} trials</h2><div class="card">{_table(ranking)}</div>'
+        f'<h2>All {len(ranking.trials)} trials</h2><div class="card dense">{_table(ranking)}</div>'
     )
 
 

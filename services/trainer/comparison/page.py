@@ -12,12 +12,6 @@ from services.trainer.comparison.summary import Found, Summary
 from services.trainer.report.parts import STYLE, page_template, table
 from services.trainer.report.pictures import PICTURE_STYLE, Pictures
 
-# For tables of many columns: what a strategy saves must not lie beyond the edge of the window.
-DENSE_STYLE = """
-.dense th { white-space: normal; vertical-align: bottom; }
-.dense th, .dense td { padding: .4rem; } .dense td { font-size: .9rem; }
-"""
-
 PAGE = page_template(
     "$name: comparison",
     """\
@@ -41,7 +35,7 @@ first and the slowest one; memory is the largest resident size during a query ab
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
 """,
-    PICTURE_STYLE + DENSE_STYLE,
+    PICTURE_STYLE,
 )
 
 _CURVES = (

@@ -9,7 +9,7 @@ import yaml
 
 from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.grid_page import grid_section
-from services.trainer.comparison.page import DENSE_STYLE, found_table, interval, signed
+from services.trainer.comparison.page import found_table, interval, signed
 from services.trainer.comparison.ranking import Ranking
 from services.trainer.comparison.study import StudyConfig
 from services.trainer.comparison.summary import Found, Summary
@@ -45,7 +45,7 @@ seeds.</p>
 <h2>Configuration</h2>
 <div class="card"><pre>$config</pre></div>
 """,
-    PICTURE_STYLE + DENSE_STYLE + _STYLE,
+    PICTURE_STYLE + _STYLE,
 )
 
 _CURVES = (("learning_curves", "Accuracy by labels with 95% bands"),)

@@ -27,6 +27,9 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .45rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; font-size: .82rem; } tr:last-child td { border-bottom: 0; }
 td.text, th.text { text-align: left; } .prose td + td { white-space: normal; }
+/* For many columns: the last ones must not lie beyond the edge of the window. */
+.dense th { white-space: normal; vertical-align: bottom; }
+.dense th, .dense td { padding: .4rem; } .dense td { font-size: .9rem; }
 .served td { font-weight: 650; } .yes { color: var(--good); }
 figure { margin: 0; padding: .7rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; }
 img { max-width: 100%; height: auto; }

@@ -1,4 +1,4 @@
-"""Random sampling: the baseline that every other strategy is compared with."""
+"""Random sampling: a uniform draw without replacement, the baseline that every other strategy is compared with. O(N)"""
 
 import numpy as np
 
