@@ -34,7 +34,7 @@ is: expect its validation accuracy to be too high by a little.</p>"""
 
 
 def render_grid_page(config: GridConfig, ranking: Ranking | None, drawn: Pictures, missing: int) -> str:
-    still = f" · {missing} cells have no result yet" if missing else ""
+    still = f" · cells without a result yet: {missing}" if missing else ""
     return PAGE.substitute(
         style=STYLE,
         name=escape(config.name),

@@ -53,7 +53,7 @@ def render_page(
     config: ComparisonConfig, summaries: Sequence[Summary], pictures: Sequence[Pictures], missing: int
 ) -> str:
     """`pictures`: those of each summary. Everything that comes from outside is escaped."""
-    still = f" · {missing} cells have no result yet" if missing else ""
+    still = f" · cells without a result yet: {missing}" if missing else ""
     return PAGE.substitute(
         style=STYLE,
         name=escape(config.name),

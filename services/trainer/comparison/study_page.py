@@ -79,7 +79,7 @@ class StudyPage:
 def render_study_page(page: StudyPage) -> str:
     """Everything that comes from outside is escaped."""
     config = page.config
-    told = f"{len(config.arms)} arms, {len(config.strategies)} strategies against random and against all labels"
+    told = f"arms: {len(config.arms)}; strategies: {len(config.strategies)}, against random and against all labels"
     left_out = f" · without {', '.join(page.missing)}" if page.missing else ""
     summaries = [arm.summary for arm in page.arms if arm.summary is not None]
     return PAGE.substitute(
@@ -132,7 +132,7 @@ def _overview_row(summary: Summary, found: Found) -> list[str]:
 
 
 def _arm(arm: ArmPart) -> str:
-    unfinished = f'<p class="muted">{arm.unfinished} cells have no result yet.</p>' if arm.unfinished else ""
+    unfinished = f'<p class="muted">Cells without a result yet: {arm.unfinished}.</p>' if arm.unfinished else ""
     heading = f'<h2 class="arm">{escape(arm.name)}</h2>{unfinished}'
     if arm.summary is None:
         return f'{heading}<p class="muted">No seed is finished for every strategy yet.</p>'

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from services.trainer.comparison.plots.look import MARKERS, ceiling, curve, heading, of_seeds, spoken, verdict
 from services.trainer.comparison.statistics import t_quantile
 from services.trainer.comparison.summary import Found, Summary
-from services.trainer.report.plots.canvas import Theme, axes_of, dress, figure, headline, png
+from services.trainer.report.plots.canvas import Theme, axes_of, dress, figure, headline, label_ticks, png
 
 # More lines than this cannot be told apart in one picture.
 _MOST_LINES = 6
@@ -31,6 +31,7 @@ def learning_curves(summary: Summary, theme: Theme) -> bytes:
     ceiling(axes, summary, theme)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.margins(x=0.02, y=0.06)
+    label_ticks(axes, summary.labels.tolist())
     axes.set_xlabel("labels")
     axes.set_ylabel("accuracy on the test samples")
     told = f"mean of {of_seeds(summary)}, 95% interval shaded"
