@@ -59,6 +59,6 @@ def accuracy_part(world: str, strategies: Sequence[str], seeds: Sequence[int]) -
 
 def calibration_part(world: str, seeds: Sequence[int]) -> Part:
     """As campaigns run: a tenth of each batch is drawn at random, the temperature comes from such rows alone, and C is
-    chosen inside the labelled set. (With C = 0.01 throughout, no temperature makes 300 labels of VGG16 honest.)
+    chosen inside the labelled set.
     """
     return Part(world, CALIBRATED, tuple(seeds), head="calibrated", learner=LearnerConfig(), random_share=0.1)
