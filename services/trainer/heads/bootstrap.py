@@ -18,7 +18,7 @@ from services.trainer.heads.core import (
     standardisation,
     with_all_rows,
 )
-from services.trainer.heads.logistic import FOLDS_TOLERANCE, HEAD_TOLERANCE, fit_grid
+from services.trainer.heads.logistic import FOLDS_TOLERANCE, HEAD_TOLERANCE, choose_c, with_bias
 from services.trainer.learning import Head
 from services.trainer.logistic import Rotation, fit_logistic
 
@@ -38,32 +38,31 @@ def fit_weighted(kind: str, task: HeadTask, row_weights: Callable[[np.ndarray], 
     classes, fold_of = task.labelled.classes, task.fold_of
     mean, scale = standardisation(task.embeddings)
     rotation = Rotation.of((task.embeddings - mean) / scale, task.look)
-    grid = fit_grid(rotation.rows, classes, fold_of, task.class_count, sorted(task.c_grid), task.watch)
-    best = min(grid, key=lambda fit: fit.log_loss)
-    rows = np.column_stack([rotation.rows, np.ones(len(classes))])
+    best = choose_c(rotation.rows, classes, fold_of, task.class_count, task.c_grid, task.watch)
+    rows = with_bias(rotation.rows)
     *of_folds, of_all = [row_weights(known) for known in with_all_rows(fold_of)]
     members = len(of_all)
 
     def fitted(weights: np.ndarray, start: np.ndarray, tolerance: float) -> np.ndarray:
         # A class that a member does not know has weights of zero from the start.
-        begin = np.repeat(start, members, axis=1) * _present(weights, classes, task.class_count)
+        begin = np.repeat(start, members, axis=0) * _present(weights, classes, task.class_count)[..., None]
         return fit_logistic(rows, classes, weights, task.class_count, best.c, begin, tolerance, task.look)
 
-    # Every member of every fold at once: (R + 1, folds x K, C).
-    judges = fitted(np.vstack(of_folds), best.weights[:, :-1], FOLDS_TOLERANCE)
-    judges = judges.reshape(len(judges), len(of_folds), members, task.class_count)
+    # Every member of every fold at once: (folds x K, C, R + 1).
+    judges = fitted(np.vstack(of_folds), best.weights[:-1], FOLDS_TOLERANCE)
+    judges = judges.reshape(len(of_folds), members, task.class_count, -1)
     logits = np.empty((len(rows), members, task.class_count))
     for fold, weights in enumerate(of_folds):
         here = fold_of == fold
         absent = _absent(weights, classes, task.class_count)
-        logits[here] = np.einsum("nr,rkc->nkc", rows[here], judges[:, fold], optimize=True) + absent
-    found = fitted(of_all, best.weights[:, -1:], HEAD_TOLERANCE)  # (R + 1, K, C)
+        logits[here] = np.einsum("nr,kcr->nkc", rows[here], judges[fold], optimize=True) + absent
+    found = fitted(of_all, best.weights[-1:], HEAD_TOLERANCE)  # (K, C, R + 1)
     head = Head(
         kind=kind,
         mean=mean.astype(np.float32),
         scale=scale.astype(np.float32),
-        weights=np.einsum("rkc,rd->kcd", found[:-1], rotation.axes, optimize=True).astype(np.float32),
-        biases=(found[-1] + _absent(of_all, classes, task.class_count)).astype(np.float32),
+        weights=(found[..., :-1] @ rotation.axes).astype(np.float32),
+        biases=(found[..., -1] + _absent(of_all, classes, task.class_count)).astype(np.float32),
     )
     return calibrated(head, logits, task, {"c": best.c})
 

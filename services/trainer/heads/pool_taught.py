@@ -22,9 +22,10 @@ from services.trainer.heads.logistic import (
     FOLDS_TOLERANCE,
     HEAD_TOLERANCE,
     biases,
-    fit_grid,
+    choose_c,
     fit_head,
     out_of_fold_logits,
+    with_bias,
 )
 from services.trainer.heads.pool_view import PoolView
 from services.trainer.learning import Head
@@ -52,14 +53,14 @@ class Classroom:
     look: Callable[[], None]
 
 
-# Gives the lesson of a stage from the weights (R + 1, P, C) that were fitted in the last one.
+# Gives the lesson of a stage from the weights (P, C, R + 1) that were fitted in the last one.
 Teach = Callable[[np.ndarray], Lesson]
 
 
 @dataclass(frozen=True)
 class _Stage:
     number: int
-    weights: np.ndarray  # (R + 1, P, C)
+    weights: np.ndarray  # (P, C, R + 1)
     logits: np.ndarray  # (N, C), out of fold
     loss: float
     lesson: Lesson
@@ -68,11 +69,10 @@ class _Stage:
 def fit_taught(task: HeadTask, kind: str, teacher: Callable[[Classroom], Iterable[Teach]]) -> HeadFit:
     require_learnable(task.labelled, task.class_count)
     view, classes, fold_of = PoolView.of(task), task.labelled.classes, task.fold_of
-    grid = fit_grid(view.labelled, classes, fold_of, task.class_count, sorted(task.c_grid), task.watch)
-    plain = min(grid, key=lambda fit: fit.log_loss)
+    plain = choose_c(view.labelled, classes, fold_of, task.class_count, task.c_grid, task.watch)
     known, one_hot = with_all_rows(fold_of), np.eye(task.class_count)[classes]
-    labelled = _with_bias(view.labelled)
-    everything = np.concatenate([labelled, _with_bias(view.unlabelled)])
+    labelled = with_bias(view.labelled)
+    everything = np.concatenate([labelled, with_bias(view.unlabelled)])
     notes = {"pool_rows": float(len(view.unlabelled))}
     stages: list[_Stage] = []
     room = Classroom(view, classes, known, task.class_count, task.look)
@@ -89,14 +89,14 @@ def fit_taught(task: HeadTask, kind: str, teacher: Callable[[Classroom], Iterabl
         return replace(alone, head=replace(alone.head, kind=kind), notes={**alone.notes, **notes, "stage": 0.0})
     targets, row_weights = _joined(best.lesson, one_hot, known)
     weights = fit_soft(
-        everything, targets[:, -1], row_weights[-1:], plain.c, best.weights[:, -1:], HEAD_TOLERANCE, task.look
-    )[:, 0]
+        everything, targets[:, -1], row_weights[-1:], plain.c, best.weights[-1:], HEAD_TOLERANCE, task.look
+    )[0]
     head = Head(
         kind=kind,
         mean=view.mean.astype(np.float32),
         scale=view.scale.astype(np.float32),
-        weights=(weights[:-1].T @ view.axes).astype(np.float32)[None],
-        biases=biases(weights[-1], classes)[None],
+        weights=(weights[:, :-1] @ view.axes).astype(np.float32)[None],
+        biases=biases(weights[:, -1], classes)[None],
     )
     return calibrated(head, best.logits[:, None], task, {**notes, "c": plain.c, "stage": float(best.number)})
 
@@ -108,7 +108,3 @@ def _joined(lesson: Lesson, one_hot: np.ndarray, known: np.ndarray) -> tuple[np.
     heard = lesson.trust.sum(axis=1, keepdims=True)
     of_pool = lesson.trust * lesson.share * known.sum(axis=1, keepdims=True) / np.maximum(heard, 1e-9)
     return targets, np.concatenate([known, of_pool], axis=1)
-
-
-def _with_bias(rows: np.ndarray) -> np.ndarray:
-    return np.column_stack([rows, np.ones(len(rows))])

@@ -33,7 +33,7 @@ def teach(room: Classroom, passing: float, weights: np.ndarray) -> Lesson:
     targets, trust = [], []
     for problem, known in enumerate(room.known):
         room.look()
-        logits = room.view.unlabelled @ weights[:-1, problem] + weights[-1, problem]
+        logits = room.view.unlabelled @ weights[problem, :, :-1].T + weights[problem, :, -1]
         logits = logits + absent_bias(room.classes[known], room.class_count)
         labels, passed = pseudo_labels(softmax(logits), passing)
         targets.append(labels)

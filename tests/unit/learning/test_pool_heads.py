@@ -205,7 +205,7 @@ def test_problems_may_differ_in_their_targets():
     turned = (truth + 1) % 3
     targets = np.stack([np.eye(3)[truth], np.eye(3)[turned]], axis=1)
     both = fit_soft(rows, targets, np.ones((2, 60)), 0.1, None, 1e-8, no_look)
-    np.testing.assert_allclose(both[:, 0], np.roll(both[:, 1], -1, axis=1), atol=1e-5)
+    np.testing.assert_allclose(both[0], np.roll(both[1], -1, axis=0), atol=1e-5)
 
 
 # ---- bounded reading ---------------------------------------------------------------------------------------
