@@ -20,6 +20,9 @@ POOL = tuple(f"{i:040d}" for i in range(2600))
 class Colours:
     """A sample's class is the colour that its noise leans to."""
 
+    def __init__(self, side: int = 8) -> None:
+        self._side = side
+
     def images(self, ids) -> np.ndarray:
         return np.stack([self._image(int(i)) for i in ids])
 
@@ -31,7 +34,7 @@ class Colours:
         return LabelledSamples(ids, self.truth(ids), np.arange(count) % 3 != 0)
 
     def _image(self, number: int) -> np.ndarray:
-        image = np.random.default_rng(number).integers(0, 100, (8, 8, 3))
+        image = np.random.default_rng(number).integers(0, 100, (self._side, self._side, 3))
         image[..., number % CLASSES] += 120
         return image.astype(np.uint8)
 
