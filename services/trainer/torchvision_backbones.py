@@ -26,6 +26,8 @@ _AVERAGED = ("vgg", "alexnet", "squeezenet")
 # Their position tables are made for one size.
 _FIXED_SIZE = ("vit_", "maxvit_")
 _VGG_LAYERS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
+# They compute their widths with tensors, so that they cannot be made without values.
+_REGNET = "regnet_"
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision's own files have these older names, and its own loaders rename them too.
 _RENAMED = (
@@ -88,6 +90,8 @@ def _dropped(name: str) -> tuple[str, ...]:
     """Keys of the classifier."""
     if name.startswith(_AVERAGED):
         return ("classifier.",)
+    if name.startswith(_REGNET):
+        return ("fc.",)
     with torch.device("meta"):
         network = _network(name, None)
     return (f"{_last_linear(network)}.", *_AUXILIARY)

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from services.common.errors import BadConfig
-from services.trainer.backbones import build
+from services.trainer import torchvision_backbones
+from services.trainer.backbones import architecture, build
 from services.trainer.classifier import EmbeddingNet
 from services.trainer.config import BackboneConfig
 from services.trainer.learning import SilentWatch
@@ -46,6 +47,7 @@ def test_random_weights_come_from_the_seed_and_leave_torchs_generator_alone():
         ("tf_efficientnet_lite0", 8, 1280),
         ("mobilenet_v3_small", 5, 1024),
         ("squeezenet1_1", 4, 512),
+        ("regnet_x_400mf", 5, 400),
     ],
 )
 def test_every_parameter_belongs_to_one_stage(name, stages, size):
@@ -115,6 +117,14 @@ def test_the_classifier_of_a_torchvision_network_is_left_out():
     names = {name for name, _ in make(name="torchvision/resnet18", input_size=32).net.backbone.named_parameters()}
     assert "layer1.0.conv1.weight" in names
     assert not any(name.startswith("fc.") for name in names)
+
+
+@pytest.mark.slow
+def test_every_torchvision_classifier_is_known():
+    for name in torchvision_backbones.names():
+        kind = architecture(f"torchvision/{name}")
+        assert kind.native_size >= 224, name
+        assert kind.dropped, name
 
 
 def test_a_network_of_one_size_says_so():
