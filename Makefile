@@ -14,7 +14,7 @@ CONFIG ?=
 PYTEST ?=
 BIN := .venv/bin
 RUN_EXTRAS := trainer,inference-cpu,demo
-DEV_EXTRAS := $(RUN_EXTRAS),s3,dev
+DEV_EXTRAS := $(RUN_EXTRAS),s3,postgres,dev
 # The stamps say for which pins an environment was completed; an interrupted set-up leaves none.
 RUN_VENV := .venv/.ready-run
 DEV_VENV := .venv/.ready-dev

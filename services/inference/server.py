@@ -9,6 +9,7 @@ import typer
 import uvloop
 from pydantic import ValidationError
 
+from services.common.ending import leave
 from services.common.errors import BadConfig, Conflict
 from services.common.observability import configure_logging
 from services.inference.memory import give_back_large_blocks
@@ -69,6 +70,7 @@ def serve_command() -> None:
         uvloop.run(serve(settings))
     except (BadConfig, Conflict) as error:
         _fail(str(error))
+    leave()
 
 
 def _mistake(location: tuple[int | str, ...], message: str) -> str:

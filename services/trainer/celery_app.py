@@ -13,8 +13,16 @@ def _configuration() -> dict[str, Any]:
     return {
         "broker_url": settings.redis_url,
         "broker_connection_retry_on_startup": True,
+        # For as long as it is away: a worker that gives up would only be started again.
+        "broker_connection_max_retries": None,
         # What is due is derived from the database, so redelivery is a fallback that finds nothing to do.
-        "broker_transport_options": {"visibility_timeout": 12 * 3600, "socket_keepalive": True},
+        "broker_transport_options": {
+            "visibility_timeout": 12 * 3600,
+            "socket_keepalive": True,
+            # A Redis that hangs counts as one that is away.
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+        },
         "task_default_queue": settings.queue,
         "task_serializer": "json",
         "accept_content": ["json"],

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.common.errors import BadRequest, Conflict, QuerentError
+from services.common.errors import BadRequest, Conflict, QuerentError, Unavailable
 from services.common.observability import configure_logging
 from services.trainer import compare_cli, grid_cli, labels_cli, models_cli, study_cli, wiring
 from services.trainer.campaign import AT_REST, Campaign
@@ -90,16 +90,14 @@ def run(
 
 def _enqueue_first(campaign: Campaign) -> None:
     """A hint to an idle worker; without it the worker finds the campaign by itself within seconds."""
-    from kombu.exceptions import OperationalError
-
     from services.trainer.tasks import enqueue
 
     try:
         enqueue("train_round", campaign.name, 0)
-    except OperationalError as error:
+    except Unavailable as error:
         console.print(
-            f"[yellow]Redis cannot be reached ({escape(str(error))}).[/] The campaign is recorded and a worker will "
-            "find it; `al-trainer doctor` says what is missing."
+            f"[yellow]{escape(str(error))}.[/] The campaign is recorded and a worker will find it; `al-trainer doctor` "
+            "says what is missing."
         )
 
 

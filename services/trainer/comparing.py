@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from services.common.errors import Unavailable
 from services.common.registry import Registry
 from services.common.samples import SampleStore
 from services.trainer import wiring
@@ -29,6 +30,7 @@ _NO_WORKER_AFTER_S = 30.0
 _PHASES = {
     "index": "listing images",
     "check": "checking images",
+    "build": "building the network",
     "export": "exporting to ONNX",
     "parity": "checking the exported graph",
     "embed": "embedding images",
@@ -153,16 +155,14 @@ def _run_here(comparisons: Sequence[Comparison], store: ComparisonStore, process
 
 
 def _run_in_workers(comparisons: Sequence[Comparison], store: ComparisonStore, follow: bool, again: str) -> None:
-    from kombu.exceptions import OperationalError
-
     from services.trainer.tasks import enqueue_cells
 
     try:
         enqueue_cells(store)
-    except OperationalError as error:
+    except Unavailable as error:
         console.print(
-            f"[yellow]Redis cannot be reached ({escape(str(error))}).[/] The cells are recorded and a worker will find "
-            "them; without workers, run them here with --local 2"
+            f"[yellow]{escape(str(error))}.[/] The cells are recorded and a worker will find them; without workers, "
+            "run them here with --local 2"
         )
     if not follow:
         console.print(f"its workers write the report; watch with: {again} --follow")

@@ -30,6 +30,7 @@ _PHASES = {
     "request": "asking the oracle",
     "label": "taking in labels",
     "fit": "fitting the head",
+    "build": "building the network",
     "read": "reading images",
     "train": "training the network",
     "evaluate": "evaluating",
@@ -38,6 +39,7 @@ _PHASES = {
     "variants": "comparing faster variants",
     "parity": "checking the exported graph",
     "save": "saving",
+    "report": "writing the report",
 }
 
 

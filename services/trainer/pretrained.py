@@ -1,11 +1,10 @@
 """A configured backbone as it comes: its exported graph from the cache, its torch module only when needed."""
 
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,15 +14,13 @@ from services.common.manifest import BackboneInfo
 from services.trainer.config import BackboneConfig
 from services.trainer.graph_cache import GRAPH_FORMAT, GraphCache, GraphCard, file_in_weights_dir
 from services.trainer.learning import FittedModel, Head, SilentWatch, Watch
+from services.trainer.watched import watched
 
 if TYPE_CHECKING:
     from torch import nn
 
     from services.trainer.backbones import Backbone
 
-T = TypeVar("T")
-
-_LOOK_EVERY_S = 0.5
 _BATCH = 32
 
 
@@ -62,11 +59,16 @@ class PretrainedBackbone:
     def build(self, watch: Watch) -> "Backbone":
         """The torch module with its weights; it is kept."""
         if self._backbone is None:
+            # The first import of torch and timm takes seconds, on a busy machine many.
+            self._backbone = watched(partial(self._built, watch), "build", watch)
             use_threads(self._threads)
-            from services.trainer.backbones import build
-
-            self._backbone = build(self._config, self._height, self._width, self._weights_dir, self._seed, watch)
         return self._backbone
+
+    def _built(self, watch: Watch) -> "Backbone":
+        use_threads(self._threads)
+        from services.trainer.backbones import build
+
+        return build(self._config, self._height, self._width, self._weights_dir, self._seed, watch)
 
     def model(self, head: Head, out_of_fold: dict[str, bool], notes: dict[str, float], watch: Watch) -> FittedModel:
         """This backbone with a head on it."""
@@ -128,9 +130,12 @@ class PretrainedBackbone:
 
 def export(cache: GraphCache, backbone: "Backbone", info: BackboneInfo, watch: Watch) -> GraphCard:
     """Put the graph of a torch module into the cache; looks at `watch` meanwhile."""
-    from services.trainer.torch_export import export_embedding_graph
 
-    work = partial(export_embedding_graph, backbone.net, backbone.height, backbone.width)
+    def work() -> bytes:
+        from services.trainer.torch_export import export_embedding_graph
+
+        return export_embedding_graph(backbone.net, backbone.height, backbone.width)
+
     graph = watched(work, "export", watch)
     return cache.put(graph, info, backbone.embedding_size, backbone.height, backbone.width, backbone.blocks)
 
@@ -161,28 +166,3 @@ def use_threads(threads: int) -> None:
 
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-
-
-def watched(work: Callable[[], T], phase: str, watch: Watch) -> T:
-    """Run what cannot be interrupted in a side thread, looking at `watch` meanwhile.
-
-    When the watch says stop, the thread is left to end by itself; what it makes is dropped.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name=phase, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        watch.progress(phase, 0, 1)
-        thread.join(_LOOK_EVERY_S)
-    if errors:
-        raise errors[0]
-    watch.progress(phase, 1, 1)
-    return results[0]

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=30.0, gt=0)
     # How often a worker looks for tasks that are due, in seconds.
     due_seconds: float = Field(default=10.0, gt=0)
+    # After SIGTERM: how long work may take to come to a point where it can be left, in seconds. Then the worker ends
+    # without it, and another goes on from the last checkpoint.
+    grace_seconds: float = Field(default=7.0, gt=0)
     # Shards of the pool that are scored side by side; about the number of inference replicas.
     scoring_parallelism: int = Field(default=2, ge=1)
     # Torch, BLAS and onnxruntime threads; 0: as many as this process may use.

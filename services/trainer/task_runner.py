@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -25,7 +26,8 @@ from services.trainer.learning import Watch
 from services.trainer.leases import LeaseStore
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.rounds import OnStep, RoundRunner, Tools
-from services.trainer.worker import LeaseKeeper, RoundWatch
+from services.trainer.watched import watched
+from services.trainer.worker import LeaseKeeper, RoundWatch, left_to_the_due_loop
 
 log = structlog.get_logger()
 
@@ -68,6 +70,7 @@ class TaskRunner:
         self.leases = leases
         self.metrics = metrics
         self.stop = threading.Event()
+        self._held: Lease | None = None
         self._registry = registry
         self._make_tools = make_tools
         self._owner = owner
@@ -80,8 +83,9 @@ class TaskRunner:
             self._rounds(owned).select_batch(round_no)
             return True
 
-        if self._under_lease("select_batch", name, round_no, work):
-            self._follow_up("train_round", name, round_no, enqueue)
+        with left_to_the_due_loop(task="select_batch", campaign=name, round=round_no):
+            if self._under_lease("select_batch", name, round_no, work):
+                self._follow_up("train_round", name, round_no, enqueue)
 
     def train_round(self, name: str, round_no: int, enqueue: Enqueue) -> None:
         def work(owned: _Owned) -> bool:
@@ -90,14 +94,22 @@ class TaskRunner:
                 self.metrics.observe_round(self.store.round(name, round_no))
             return done
 
-        if self._under_lease("train_round", name, round_no, work):
-            self._follow_up("advance_campaign", name, round_no, enqueue)
+        with left_to_the_due_loop(task="train_round", campaign=name, round=round_no):
+            if self._under_lease("train_round", name, round_no, work):
+                self._follow_up("advance_campaign", name, round_no, enqueue)
 
     def advance_campaign(self, name: str, round_no: int, enqueue: Enqueue) -> None:
         """Begin the next round, or finish when the budget is spent or a stopping rule says enough."""
-        if self._under_lease("advance_campaign", name, round_no, self._advance):
-            self._follow_up("select_batch", name, round_no + 1, enqueue)
-        self.refresh_metrics()
+        with left_to_the_due_loop(task="advance_campaign", campaign=name, round=round_no):
+            if self._under_lease("advance_campaign", name, round_no, self._advance):
+                self._follow_up("select_batch", name, round_no + 1, enqueue)
+            self.refresh_metrics()
+
+    def give_back(self) -> None:
+        """The process is about to end in the middle of its work: let another worker begin at once."""
+        if self._held is not None:
+            with suppress(Unavailable):
+                self.leases.give_back(self._held)
 
     def refresh_metrics(self) -> None:
         """Gauges follow the database and the registry, whoever changed them."""
@@ -116,25 +128,28 @@ class TaskRunner:
         reason = _why_finished(campaign.config, newest)
         # Labels that were imported since the newest round are owed one, whatever a rule says.
         if reason and not self.store.untrained(campaign.name, newest.round_no):
-            self._write_report(campaign, reason)
+            self._write_report(owned, reason)
             if self.store.finish(owned.lease, reason, newest.round_no):
                 return False
         following = newest.round_no + 1
         self.store.begin_round(owned.lease, following, campaign.config.strategy_of(following))
         return True
 
-    def _write_report(self, campaign: Campaign, reason: str) -> None:
+    def _write_report(self, owned: "_Owned", reason: str) -> None:
         try:
-            self._on_finished(campaign, reason)
+            watched(lambda: self._on_finished(owned.campaign, reason), "report", owned.watch)
+        except (Stopped, LeaseLost):
+            raise
         # The report can be written again at any time; the campaign must not fail for the want of a picture.
         except Exception as error:
-            log.error("report_not_written", campaign=campaign.name, exc_info=error)
+            log.error("report_not_written", campaign=owned.campaign.name, exc_info=error)
 
     def _under_lease(self, task: str, name: str, round_no: int, work: Callable[["_Owned"], bool]) -> bool:
         """What `work` says, False when it was not done: without the lease somebody else does it, or nobody."""
         lease = self.leases.take_lease(name, self._owner, self._lease_seconds)
         if lease is None:
             return False
+        self._held = lease
         keeper = LeaseKeeper(self.leases, lease, self._lease_seconds, self.stop)
         with keeper.kept(), self.metrics.working():
             newest = self.store.newest_round(name)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from services.common.errors import LeaseLost, Unavailable
@@ -38,7 +38,10 @@ def _away_is_unavailable() -> Iterator[None]:
     """A database that is locked or restarting may answer the next time."""
     try:
         yield
-    except OperationalError as error:
+    except DBAPIError as error:
+        # A connection that broke in the middle of a transaction comes as other errors too.
+        if not (isinstance(error, OperationalError) or error.connection_invalidated):
+            raise
         raise Unavailable(f"the database does not answer: {error.orig}") from error
 
 

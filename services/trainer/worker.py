@@ -11,12 +11,15 @@ from functools import partial
 
 import structlog
 
-from services.common.errors import LeaseLost, Stopped
+from services.common.ending import leave
+from services.common.errors import LeaseLost, Stopped, Unavailable
 from services.trainer.campaign import Lease, Round
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.leases import LeaseStore
 
 log = structlog.get_logger()
+
+_GIVE_BACK_S = 1.0
 
 
 def worker_name() -> str:
@@ -87,7 +90,44 @@ class RoundWatch:
         if phase == self._phase and now < self._written_at + 0.1:
             return
         self._phase, self._written_at = phase, now
-        self._store.save_progress(self._campaign, self._round_no, phase, done, total, detail)
+        try:
+            self._store.save_progress(self._campaign, self._round_no, phase, done, total, detail)
+        except Unavailable as error:
+            # Nobody needs it but people who look: hours of training outlive a database that is away for a minute.
+            log.warning("progress_not_saved", campaign=self._campaign, round=self._round_no, error=str(error))
+
+
+@contextmanager
+def left_to_the_due_loop(**task: object) -> Iterator[None]:
+    """A database or a broker that is away ends the task; once it is back, what is due is enqueued again."""
+    try:
+        yield
+    except Unavailable as error:
+        log.warning("task_left", why=str(error), **task)
+
+
+class Deadline:
+    """Ends the process when the work that was asked to stop has not ended after some seconds.
+
+    A training step of a large network, or a database that hangs, can take longer than whoever stops us waits. Nothing
+    is lost with it: a round goes on after a kill at any line.
+    """
+
+    def __init__(self, seconds: float, give_back: Callable[[], None]) -> None:
+        """`give_back`: lets another worker begin at once; may hang."""
+        self._seconds = seconds
+        self._give_back = give_back
+
+    def begin(self) -> None:
+        threading.Thread(target=self._run, name="deadline", daemon=True).start()
+
+    def _run(self) -> None:
+        time.sleep(self._seconds)
+        log.warning("work_left_unfinished", grace_seconds=self._seconds)
+        giving = threading.Thread(target=self._give_back, name="give-back", daemon=True)
+        giving.start()
+        giving.join(_GIVE_BACK_S)
+        leave()
 
 
 class DueLoop:
@@ -137,8 +177,8 @@ class DueLoop:
         # What a predecessor enqueued may be gone with it, so at start everything that is due counts.
         again_after_s = 0.0
         while True:
-            if self._outlived(partial(self.look, again_after_s)):
-                again_after_s = 6 * self._every_s
+            # A broker that was away may have lost what was sent shortly before.
+            again_after_s = 6 * self._every_s if self._outlived(partial(self.look, again_after_s)) else 0.0
             # Metrics must follow the database also while the broker is away.
             self._outlived(self._refresh)
             if self._ended.wait(self._every_s):

@@ -125,9 +125,10 @@ def test_every_volume_and_network_is_declared_and_used() -> None:
     assert {n for s in STACK["services"].values() for n in s["networks"]} == STACK["networks"].keys()
 
 
-def test_a_stop_leaves_inference_the_time_to_drain() -> None:
+def test_a_stop_leaves_both_services_the_time_to_end_well() -> None:
     given = STACK["services"]["inference"]["environment"]
-    assert float(given["INFERENCE_LAME_DUCK_SECONDS"]) + float(given["INFERENCE_GRACE_SECONDS"]) < 10
+    assert float(given["INFERENCE_LAME_DUCK_SECONDS"]) + float(given["INFERENCE_GRACE_SECONDS"]) <= 8
+    assert float(STACK["services"]["trainer"]["environment"]["TRAINER_GRACE_SECONDS"]) <= 8
     assert {service["stop_grace_period"] for service in STACK["services"].values()} == {"10s"}
 
 

@@ -341,6 +341,11 @@ def test_pods_get_the_time_that_their_settings_need_to_end(objects: tuple[Object
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(given["INFERENCE_LAME_DUCK_SECONDS"]) + float(given["INFERENCE_GRACE_SECONDS"])
     assert template["spec"]["terminationGracePeriodSeconds"] > pause + drain
+    (template,) = [t for w, t in pod_templates(objects) if w["metadata"]["name"] == "querent-trainer"]
+    (container,) = containers(template)
+    work = float(environment(container, objects)["TRAINER_GRACE_SECONDS"])
+    # Longer than an epoch's last steps and the checkpoint of a large network.
+    assert template["spec"]["terminationGracePeriodSeconds"] > work >= 60
 
 
 # ---- GPUs, images, security ---------------------------------------------------------------------------

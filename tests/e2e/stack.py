@@ -104,7 +104,7 @@ class Stack:
         redis.Redis(port=self.redis_port).flushall()
 
     def start_inference(self) -> subprocess.Popen[bytes]:
-        process = self.start("inference", sys.executable, "-m", "services.inference.server", "serve")
+        process = self.start("inference", sys.executable, "-m", "services.inference", "serve")
 
         def ready() -> bool:
             with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}") as channel:
@@ -120,7 +120,7 @@ class Stack:
         return process
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        return self.start("worker", sys.executable, "-m", "services.trainer.cli", "worker")
+        return self.start("worker", sys.executable, "-m", "services.trainer", "worker")
 
     def start_worker_that_dies(self, step: str, round_no: int) -> subprocess.Popen[bytes]:
         return self.start("dying-worker", sys.executable, "-m", "tests.e2e.dying_worker", step, str(round_no))

@@ -9,7 +9,7 @@ import structlog
 from threadpoolctl import threadpool_limits
 
 from services.common.embeddings import EmbeddingStore
-from services.common.errors import BadRequest, Conflict, NotFound, Stopped
+from services.common.errors import BadRequest, Conflict, NotFound, Stopped, Unavailable
 from services.common.samples import SampleStore
 from services.trainer.comparison.cells import CEILING, TRIAL, Cell, CellResult, Outcome
 from services.trainer.comparison.curve import Study, ceiling, learning_curve
@@ -62,8 +62,9 @@ class CellRunner:
                 with threadpool_limits(limits=self._threads):
                     result = self._result(name, cell, watch)
                 self.store.save(name, self._owner, result)
-            except Stopped as stopped:
-                log.info("cell_given_back", comparison=name, cell=key, why=str(stopped))
+            # Not the cell's fault when the database is away.
+            except (Stopped, Unavailable) as error:
+                log.info("cell_given_back", comparison=name, cell=key, why=str(error))
                 return False
             except Exception as error:
                 log.error("cell_failed", comparison=name, cell=key, exc_info=error)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from services.common.errors import BadRequest
+from services.common.errors import BadRequest, Unavailable
 from services.trainer.comparison.running import CellRunner
 from services.trainer.comparison.store import ComparisonStore
 from services.trainer.database import open_database
@@ -105,6 +105,14 @@ def test_an_input_that_cannot_work_fails_its_cell_for_good_and_no_other(store, c
     assert store.tally(comparison).failed == {key: "BadRequest: one class"}
     work_off(store, make_runner())
     assert store.tally(comparison).over
+
+
+def test_a_database_that_is_away_is_no_failure_of_the_cell(store, comparison, make_runner, pool):
+    key = store.next_due("study")
+    for _ in range(5):
+        assert not make_runner(Broken(pool, Unavailable("the database does not answer"))).run("study", key)
+    assert store.tally(comparison).failed == {}
+    assert store.next_due("study") == key
 
 
 def test_an_accident_is_tried_again(store, comparison, make_runner, pool):

@@ -12,10 +12,12 @@ from tests.unit.comparison.conftest import make_comparison
 
 IDS = {"small": "embedding"}
 
+ON_BOTH_DATABASES = True
+
 
 @pytest.fixture
-def store(tmp_path):
-    engine = open_database(f"sqlite:///{tmp_path}/trainer.db")
+def store(database_url):
+    engine = open_database(database_url)
     yield ComparisonStore(engine)
     engine.dispose()
 

@@ -22,8 +22,8 @@ def make_config(**changes):
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = open_database(f"sqlite:///{tmp_path}/trainer.db")
+def engine(database_url):
+    engine = open_database(database_url)
     yield engine
     engine.dispose()
 

@@ -2,7 +2,7 @@ import json
 import time
 
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import inspect, text
 
 from services.common.errors import BadRequest, Conflict, LeaseLost, NotFound
 from services.trainer.campaign import Pick, Round
@@ -15,6 +15,8 @@ from services.trainer.oracle import Answer
 from services.trainer.tables import Base
 from tests.unit.comparison.conftest import make_comparison
 from tests.unit.trainer.conftest import make_config
+
+ON_BOTH_DATABASES = True
 
 
 @pytest.fixture
@@ -202,26 +204,28 @@ def test_progress_says_how_it_goes_and_keeps_no_more_than_fits(store, campaign):
     assert store.progress(campaign.name).detail == ""
 
 
-def test_the_migrations_make_the_schema_that_the_code_uses(engine, tmp_path):
-    from_code = create_engine(f"sqlite:///{tmp_path}/code.db")
-    Base.metadata.create_all(from_code)
-
-    def shape(some_engine):
-        inspector = inspect(some_engine)
+def test_the_migrations_make_the_schema_that_the_code_uses(engine):
+    def shape():
+        inspector = inspect(engine)
         names = sorted(n for n in inspector.get_table_names() if n != "alembic_version")
         return {n: sorted((c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(n)) for n in names}
 
-    assert shape(engine) == shape(from_code)
+    migrated = shape()
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    assert migrated == shape()
 
 
-def test_a_database_from_before_predictions_were_kept_is_brought_up_to_date(store, engine, campaign, lease, tmp_path):
+def test_a_database_from_before_predictions_were_kept_is_brought_up_to_date(
+    store, engine, campaign, lease, database_url
+):
     picked(store, lease)
     with engine.begin() as connection:  # as version 0002 left it
         for column in ("predicted", "confidence"):
             connection.execute(text(f"ALTER TABLE picks DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE progress DROP COLUMN detail"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
-    again = open_database(f"sqlite:///{tmp_path}/trainer.db")
+    again = open_database(database_url)
     picks = CampaignStore(again).picks(campaign.name, 1)
     assert [(p.sample_id, p.score, p.predicted, p.confidence) for p in picks] == [
         ("a", 0.5, None, None),
@@ -237,10 +241,7 @@ def test_what_was_said_of_a_pick_is_kept(store, lease, campaign):
     assert store.picks(campaign.name, 2) == [said]
 
 
-def test_campaigns_from_before_the_section_of_fine_tuning_can_still_be_read(tmp_path):
-    url = f"sqlite:///{tmp_path}/old.db"
-    engine = open_database(url)
-    store = CampaignStore(engine)
+def test_campaigns_from_before_the_section_of_fine_tuning_can_still_be_read(store, engine, database_url):
     name = store.create(make_config(), "s1", ("a", "b")).name
     with engine.begin() as connection:
         config = json.loads(connection.execute(text("SELECT config FROM campaigns")).scalar_one())
@@ -248,7 +249,8 @@ def test_campaigns_from_before_the_section_of_fine_tuning_can_still_be_read(tmp_
         config["learner"] |= {"mode": "finetune", "epochs": 7, "stages": 2, "mirror": False}
         connection.execute(text("UPDATE campaigns SET config = :config"), {"config": json.dumps(config)})
         connection.execute(text("UPDATE alembic_version SET version_num = '0004'"))
-    engine.dispose()
-    learner = CampaignStore(open_database(url)).campaign(name).config.learner
+    again = open_database(database_url)
+    learner = CampaignStore(again).campaign(name).config.learner
+    again.dispose()
     assert (learner.mode, learner.finetune.epochs, learner.finetune.stages) == ("finetune", 7, 2)
     assert not learner.finetune.mirror

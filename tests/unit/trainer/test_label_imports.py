@@ -7,6 +7,8 @@ from services.trainer.campaign import Pick
 from services.trainer.oracle import Answer
 from tests.unit.trainer.conftest import make_config
 
+ON_BOTH_DATABASES = True
+
 
 @pytest.fixture
 def campaign(store):

@@ -18,6 +18,8 @@ from services.trainer.worker import DueLoop, LeaseKeeper, RoundWatch
 from tests.fakes import FakeExporter, FakeLearner, FakeScorer
 from tests.unit.trainer.conftest import make_config
 
+ON_BOTH_DATABASES = True
+
 
 @pytest.fixture
 def tools(pool):
@@ -442,4 +444,78 @@ def test_metrics_follow_the_database_while_the_broker_is_away(leases, campaign):
     loop = DueLoop(leases, no_broker, every_s=0.05, refresh=refreshed.set)
     loop.start()
     assert refreshed.wait(timeout=10)
+    loop.stop()
+
+
+# ---- what a round depends on is away -----------------------------------------------------------------
+
+
+class Away:
+    """A store whose database does not answer."""
+
+    def __getattr__(self, name):
+        def call(*arguments, **named):
+            raise Unavailable("the database does not answer")
+
+        return call
+
+
+def test_a_database_that_is_away_ends_a_task_without_a_word_to_celery(store, make_tasks, campaign):
+    tasks = make_tasks()
+    tasks.leases, leases = Away(), tasks.leases
+    for task in ("select_batch", "train_round", "advance_campaign"):
+        getattr(tasks, task)(campaign.name, 0, pytest.fail)
+    tasks.leases = leases
+    drain(tasks, ("train_round", campaign.name, 0))
+    assert store.campaign(campaign.name).state == "finished"
+
+
+def test_a_task_that_could_not_be_sent_on_is_due_at_once(leases, make_tasks, campaign):
+    def no_broker(*following):
+        raise Unavailable("Redis cannot be reached")
+
+    make_tasks().train_round(campaign.name, 0, no_broker)
+    assert [(due.round_no, due.state) for due in leases.due_rounds(again_after_s=60)] == [(0, "done")]
+
+
+def test_progress_that_cannot_be_written_stops_nothing(leases, campaign):
+    stop = threading.Event()
+    lease = leases.take_lease(campaign.name, "me", 30)
+    watch = RoundWatch(LeaseKeeper(leases, lease, 30, stop), Away(), campaign.name, 0)
+    watch.progress("train", 1, 10)
+    stop.set()
+    with pytest.raises(Stopped):
+        watch.progress("train", 2, 10)
+
+
+def test_a_lease_that_a_dying_process_gives_back_is_taken_at_once(leases, make_tasks, campaign):
+    def dies(campaign, watch):
+        tasks.give_back()
+        assert leases.take_lease(campaign.name, "another", 30) is not None
+        raise Stopped("the process is gone")
+
+    tasks = make_tasks(dies)
+    tasks.train_round(campaign.name, 0, pytest.fail)
+    assert leases.owner(campaign.name) == "another"
+
+
+def test_after_the_broker_was_away_what_was_sent_before_is_sent_again(store, leases, campaign):
+    """It may be lost with it."""
+    other = store.create(make_config(), "source", ["cat", "dog"])
+    tried, sent, again = [], threading.Event(), threading.Event()
+
+    def flaky(due):
+        tried.append(due.campaign)
+        if len(tried) == 2:
+            sent.set()
+        if len(tried) == 3:
+            raise ConnectionError("refused")
+        if set(tried[3:]) == {campaign.name, other.name}:
+            again.set()
+
+    loop = DueLoop(leases, flaky, every_s=0.5)
+    loop.start()
+    assert sent.wait(timeout=10)
+    leases.mark_enqueued(other.name, enqueued=False)  # as when a worker gave it back
+    assert again.wait(timeout=2)  # what nobody lost would be sent again after three seconds
     loop.stop()
