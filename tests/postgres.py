@@ -66,6 +66,11 @@ class Postgres:
         if not self._answers(NAME):
             self._run("createdb", "-U", NAME, NAME)
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def stop(self, sent: signal.Signals = signal.SIGINT) -> int:
         """Its exit code. SIGINT, the default, is what its image is stopped with; SIGQUIT ends it as a crash would."""
         assert self._process

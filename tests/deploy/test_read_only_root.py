@@ -44,31 +44,7 @@ def test_a_campaign_writes_to_its_mounts_alone_and_everything_ends_with_zero(tmp
         for process in (worker, inference):
             asked = time.monotonic()
             assert stack.end(process) == 0
-            # `make down` gives each ten seconds, on a machine that is not as busy as one that runs tests.
-            assert time.monotonic() - asked < 20
-    finally:
-        stack.end_all()
-
-
-def test_a_worker_in_the_middle_of_training_ends_in_time_with_zero_and_another_goes_on(tmp_path: Path) -> None:
-    stack = Stack(tmp_path)
-    learner = {
-        "mode": "finetune",
-        "folds": 2,
-        "finetune": {"epochs": 12, "batch_size": 16, "backbone_lr_share": 1.0, "mirror": False},
-    }
-    campaign = stack.start_digits(name="stopped", learner=learner)
-    try:
-        stack.start_redis()
-        stack.start_inference()
-        worker = stack.start_worker()
-        trains = lambda: (p := stack.store.progress(campaign.name)) and p.round_no == 1 and p.phase == "train"  # noqa: E731
-        wait_for(trains, "training to begin", 240)
-        asked = time.monotonic()
-        assert stack.end(worker) == 0
-        assert time.monotonic() - asked < 20
-        assert stack.store.campaign(campaign.name).state == "running"
-        stack.start_worker()
-        assert stack.wait_until_at_rest(campaign.name, 400).state == "finished"
+            # What `make down` gives each; tests/e2e has busy ones.
+            assert time.monotonic() - asked < 10
     finally:
         stack.end_all()

