@@ -20,21 +20,13 @@ from services.trainer import wiring
 from services.trainer.comparison.plans import Plan
 from services.trainer.comparison.store import Comparison, ComparisonStore, Tally
 from services.trainer.config import SourceConfig
-from services.trainer.follow import progress_bars
+from services.trainer.follow import phase_in_words, progress_bars
 from services.trainer.pool_scorer import GrpcPoolScorer, PoolScorer
 from services.trainer.settings import Settings
 
 console = Console()
 _LOOK_EVERY_S = 0.5
 _NO_WORKER_AFTER_S = 30.0
-_PHASES = {
-    "index": "listing images",
-    "check": "checking images",
-    "build": "building the network",
-    "export": "exporting to ONNX",
-    "parity": "checking the exported graph",
-    "embed": "embedding images",
-}
 
 
 class Bars:
@@ -46,7 +38,7 @@ class Bars:
 
     def progress(self, phase: str, done: int, total: int, _detail: str = "") -> None:
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(_PHASES.get(phase, phase))
+            self._tasks[phase] = self._bars.add_task(phase_in_words(phase))
         self._bars.update(self._tasks[phase], completed=done, total=total or None)
 
 

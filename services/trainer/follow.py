@@ -24,6 +24,8 @@ _LOOK_EVERY_S = 0.2
 _NO_WORKER_AFTER_S = 15.0
 
 _PHASES = {
+    "index": "listing images",
+    "check": "checking images",
     "embed": "embedding images",
     "score": "scoring the pool",
     "pick": "picking the batch",
@@ -41,6 +43,11 @@ _PHASES = {
     "save": "saving",
     "report": "writing the report",
 }
+
+
+def phase_in_words(phase: str) -> str:
+    """As people read it; itself where there are no words for it."""
+    return _PHASES.get(phase, phase)
 
 
 class _Rate(ProgressColumn):
@@ -96,7 +103,7 @@ def _show_phase(
         if shown is not None:
             bars.remove_task(shown[0])
         shown = bars.add_task("", total=progress.total or None), progress.round_no, progress.phase
-    text = f"round {progress.round_no}: {_PHASES.get(progress.phase, progress.phase)}"
+    text = f"round {progress.round_no}: {phase_in_words(progress.phase)}"
     bars.update(
         shown[0],
         description=f"{text} ({progress.detail})" if progress.detail else text,

@@ -77,10 +77,9 @@ def group(summary: Summary, drawn: Pictures) -> str:
     if summary.ceiling is not None:
         accuracy, labels = summary.ceiling
         ceiling = f" With all {labels:,} labels the same head reaches {100 * accuracy:.1f}%."
-    seeds = f"{len(summary.seeds)} paired seed{'s' if len(summary.seeds) > 1 else ''}"
     told = [
         f"<h2>{escape(summary.title)}</h2>",
-        f'<p class="muted">{seeds}.{escape(ceiling)}</p>',
+        f'<p class="muted">{paired_seeds(summary)}.{escape(ceiling)}</p>',
         f'<div class="card dense">{found_table(summary)}</div>',
         drawn.pair(_CURVES, wide=True),
     ]
@@ -91,6 +90,10 @@ def group(summary: Summary, drawn: Pictures) -> str:
             f"<h2>{escape(summary.title)}: what a query costs</h2>{drawn.pair(_COST, wide=True)}",
         ]
     return "".join(told)
+
+
+def paired_seeds(summary: Summary) -> str:
+    return f"{len(summary.seeds)} paired seed{'s' if len(summary.seeds) > 1 else ''}"
 
 
 def found_table(summary: Summary) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from services.trainer.comparison.grid import GridConfig
 from services.trainer.comparison.grid_page import grid_section
-from services.trainer.comparison.page import found_table, interval, signed
+from services.trainer.comparison.page import found_table, interval, paired_seeds, signed
 from services.trainer.comparison.ranking import Ranking
 from services.trainer.comparison.study import StudyConfig
 from services.trainer.comparison.summary import Found, Summary
@@ -139,9 +139,8 @@ def _arm(arm: ArmPart) -> str:
     summary = arm.summary
     ceiling = "" if summary.ceiling is None else f" All {summary.ceiling[1]:,} labels: {100 * summary.ceiling[0]:.1f}%."
     matrices = [(name, f"Confusion matrix of {name}: counts and shares") for name in arm.confusions.light]
-    seeds = f"{len(summary.seeds)} paired seed{'s' if len(summary.seeds) > 1 else ''}"
     return (
-        f'{heading}<p class="muted">{escape(summary.head)}, {seeds}.{escape(ceiling)}</p>'
+        f'{heading}<p class="muted">{escape(summary.head)}, {paired_seeds(summary)}.{escape(ceiling)}</p>'
         f"{arm.pictures.pair(_CURVES, wide=True)}"
         f'<div class="card dense">{found_table(summary)}</div>'
         f"{arm.pictures.pair(_AREAS, wide=True)}"

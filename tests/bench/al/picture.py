@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from services.trainer.comparison.plots import INK, MUTED, PAPER
 from services.trainer.comparison.summary import Found, Summary
+from services.trainer.report.plots.canvas import LIGHT
 
 _BEST_PEERS = 3
 _GREY = "#4b5563"
@@ -19,7 +19,7 @@ _PEERS = ("#d55e00", "#cc79a7", "#e69f00")
 
 def curves(summaries: Sequence[Summary], ours: Sequence[str], peers: Sequence[str]) -> bytes:
     """PNG: mean accuracy on the test images by labels with its 95% interval over seeds."""
-    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained", facecolor=LIGHT.paper)
     FigureCanvasAgg(figure)
     panels = np.atleast_1d(figure.subplots(1, len(summaries)))
     for axes, summary in zip(panels, summaries, strict=True):
@@ -27,21 +27,21 @@ def curves(summaries: Sequence[Summary], ours: Sequence[str], peers: Sequence[st
             mean, low, high = found.band()
             axes.fill_between(summary.labels, low, high, color=colour, alpha=0.13, lw=0)
             axes.plot(summary.labels, mean, style, color=colour, lw=1.8, label=_legend(found))
-        axes.set_title(summary.backbone, loc="left", color=INK, fontsize=11, weight="bold")
-        axes.set_xlabel("labels", color=MUTED)
+        axes.set_title(summary.backbone, loc="left", color=LIGHT.ink, fontsize=11, weight="bold")
+        axes.set_xlabel("labels", color=LIGHT.muted)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.grid(color="#e3e8ee", lw=0.8)
+        axes.grid(color=LIGHT.grid, lw=0.8)
         axes.set_axisbelow(True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", title="AUBC against random, points")
-    panels[0].set_ylabel("accuracy on the test images", color=MUTED)
+    panels[0].set_ylabel("accuracy on the test images", color=LIGHT.muted)
     seeds = summaries[0].seeds
     figure.suptitle(
         f"CIFAR-10, frozen backbones, one logistic head for all: mean of {len(seeds)} paired seeds, 95% interval",
         x=0.01,
         ha="left",
-        color=INK,
+        color=LIGHT.ink,
         fontsize=11,
     )
     buffer = io.BytesIO()

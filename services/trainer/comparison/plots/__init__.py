@@ -8,12 +8,7 @@ from services.trainer.comparison.plots.curves import gains, learning_curves
 from services.trainer.comparison.plots.standing import aubc_gains, penalties
 from services.trainer.comparison.summary import Summary
 from services.trainer.report.pictures import Pictures
-from services.trainer.report.plots.canvas import LIGHT, Theme
-
-__all__ = ["INK", "MUTED", "PAPER", "draw"]
-
-# For pictures that lie on no page of ours.
-INK, MUTED, PAPER = LIGHT.ink, LIGHT.muted, LIGHT.paper
+from services.trainer.report.plots.canvas import Theme
 
 _DRAWN: dict[str, Callable[[Summary, Theme], bytes]] = {
     "learning_curves": learning_curves,
