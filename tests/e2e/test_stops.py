@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.campaign import Campaign
-from tests.e2e.compose_stack import ComposeStack
+from tests.e2e.compose_stack import LIMIT_S, ComposeStack
 from tests.e2e.stack import Stack, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LIMIT_S = 10.0
 # Long phases that are not cut into pieces: imports and a network's making, torch's exporter, a step, pictures.
 PHASES = [(0, "build"), (0, "export"), (1, "train"), (1, "export"), (2, "report")]
 FINETUNE = {
@@ -22,11 +20,6 @@ FINETUNE = {
     "folds": 2,
     "finetune": {"epochs": 40, "batch_size": 16, "learning_rate": 0.003, "backbone_lr_share": 1.0, "mirror": False},
 }
-
-
-def in_phase(stack: Stack, campaign: Campaign, round_no: int, phase: str) -> bool:
-    progress = stack.store.progress(campaign.name)
-    return progress is not None and (progress.round_no, progress.phase) == (round_no, phase)
 
 
 def test_a_worker_ends_in_time_in_every_long_phase_and_another_goes_on(tmp_path: Path) -> None:
@@ -37,7 +30,7 @@ def test_a_worker_ends_in_time_in_every_long_phase_and_another_goes_on(tmp_path:
         stack.start_inference()
         for at in PHASES:
             worker = stack.start_worker()
-            wait_for(lambda at=at: in_phase(stack, campaign, *at), f"{at[1]} of round {at[0]}", 240)
+            wait_for(lambda at=at: stack.phase(campaign) == at, f"{at[1]} of round {at[0]}", 240)
             ends_in_time(stack, worker)
             assert stack.store.campaign(campaign.name).state == "running", at
         worker = stack.start_worker()
@@ -67,15 +60,14 @@ def composed(tmp_path: Path) -> Iterator[ComposeStack]:
 def test_a_worker_ends_in_time_while_another_part_hangs(composed: ComposeStack, part: str) -> None:
     learner = {**FINETUNE, "finetune": {**FINETUNE["finetune"], "epochs": 500}}
     campaign = composed.start_digits(name="stopped", learner=learner)
-    wait_for(lambda: in_phase(composed, campaign, 1, "train"), "training", 240)
+    wait_for(lambda: composed.phase(campaign) == (1, "train"), "training", 240)
     hanging = composed.process(part)
     every = [hanging, *hanging.children(recursive=True)]
     for process in every:
         process.suspend()
     try:
         time.sleep(2.0)  # what renews the lease and what writes progress are in the middle of it
-        code, seconds = composed.stop("worker", signal.SIGTERM)
-        assert (code, seconds < LIMIT_S) == (0, True), f"exit code {code} after {seconds:.1f} s"
+        composed.stop("worker", signal.SIGTERM)
     finally:
         for process in every:
             process.resume()

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.trainer.campaign import Campaign, Round
-from tests.e2e.compose_stack import PARTS, STOP_SIGNALS, ComposeStack
+from services.trainer.campaign import Round
+from tests.e2e.compose_stack import PARTS, ComposeStack
 from tests.e2e.stack import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1800)]
 
-LIMIT_S = 10.0
 FINETUNE = {
     "learner": {
         "mode": "finetune",
@@ -54,10 +53,8 @@ def test_a_campaign_that_is_fine_tuned_outlives_a_restart_of_every_part(stack: C
     shutil.rmtree(stack.environment["TRAINER_CACHE_DIR"])
     disturbed = stack.start_digits(name="disturbed", **FINETUNE)
     for round_no, phase, part, sent in RESTARTS:
-        wait_for(lambda at=(round_no, phase): now(stack, disturbed) == at, f"{phase} of round {round_no}", 240)
-        code, seconds = stack.stop(part, sent)
-        if sent == STOP_SIGNALS[part]:
-            assert (code, seconds < LIMIT_S) == (0, True), f"{part}: exit code {code} after {seconds:.1f} s"
+        wait_for(lambda at=(round_no, phase): stack.phase(disturbed) == at, f"{phase} of round {round_no}", 240)
+        stack.stop(part, sent)
         time.sleep(AWAY_S)
         stack.begin(part)
     ended = stack.wait_until_at_rest(disturbed.name, 600)
@@ -71,11 +68,6 @@ def test_a_campaign_that_is_fine_tuned_outlives_a_restart_of_every_part(stack: C
         assert (one.state, one.version, one.promoted) == (other.state, other.version, other.promoted)
         assert accuracy(one) == pytest.approx(accuracy(other), abs=1e-5)
         stack.registry.verify(disturbed.name, one.round_no + 1)
-
-
-def now(stack: ComposeStack, campaign: Campaign) -> tuple[int, str] | None:
-    progress = stack.store.progress(campaign.name)
-    return (progress.round_no, progress.phase) if progress else None
 
 
 def accuracy(of: Round) -> float | None:
