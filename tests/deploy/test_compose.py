@@ -144,9 +144,6 @@ def test_gpus_are_asked_for_in_the_second_file_only_and_as_a_whole() -> None:
         assert gpu["services"][name]["image"].endswith("-gpu")
 
 
-@pytest.mark.skipif(
-    not (ROOT / "deploy" / "grafana").is_dir(), reason="deploy/prometheus and deploy/grafana are not there"
-)
 def test_files_that_are_mounted_exist_and_name_services_by_their_names() -> None:
     for name, service in STACK["services"].items():
         for volume in service.get("volumes", ()):
